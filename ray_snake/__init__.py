@@ -1,0 +1,1 @@
+"""Snake Learning on Ray: train one network across nodes that keep their data."""

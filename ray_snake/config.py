@@ -1,0 +1,424 @@
+"""The settings of a run: one tree, from a TOML file or from Python, checked at construction.
+
+`SnakeConfig` is the root; every section is a frozen, keyword-only model whose field descriptions
+are the reference (docs/configuration.md is generated from them). An unknown key is an error that
+suggests the nearest known one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import hashlib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ray_snake.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+PositiveInt = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A frozen group of settings that refuses unknown keys."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_keys(cls, values: object) -> object:
+        if isinstance(values, Mapping):
+            for key in values:
+                if key not in cls.model_fields:
+                    raise ValueError(_unknown_key(str(key), list(cls.model_fields)))
+        return values
+
+
+class ModelConfig(Section):
+    """Which network is trained."""
+
+    name: str = Field(
+        default="cnn",
+        description="A registered model (mlp, cnn, vgg11, resnet18), or `package.module:function` "
+        "that returns a torch module, an `nn.Sequential`, or a list of blocks.",
+    )
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="Keyword arguments of the model's function."
+    )
+
+
+class PartitionConfig(Section):
+    """How one data set is split over the nodes when they all open the same file."""
+
+    scheme: Literal["iid", "dirichlet", "shards", "quantity"] = Field(
+        default="iid", description="How rows are dealt to nodes; see ray_snake.data.partition."
+    )
+    nodes: PositiveInt = Field(default=8, description="Number of nodes.")
+    alpha: PositiveFloat = Field(
+        default=0.5, description="Concentration of `dirichlet` and `quantity`; smaller is more skew."
+    )
+    shards_per_node: PositiveInt = Field(
+        default=2, description="Label-sorted pieces a node gets with scheme `shards`."
+    )
+    seed: NonNegativeInt = Field(default=0, description="Seed of the split alone.")
+
+
+class DataConfig(Section):
+    """What each node trains on. Only the node itself opens its shard."""
+
+    shards: str | tuple[str, ...] | None = Field(
+        default=None,
+        description="One Arrow or Parquet file per node: a list of paths or URIs, or one glob "
+        "pattern (local paths only), sorted by name.",
+    )
+    source: str | None = Field(
+        default=None,
+        description="Instead of shards: one file that every node can open and takes its own rows "
+        "of, as `partition` says. `builtin://digits/train` ships with the package.",
+    )
+    partition: PartitionConfig | None = Field(
+        default=None, description="How `source` is split over the nodes."
+    )
+    input: str = Field(default="input", description="Column of fixed-shape inputs.")
+    label: str = Field(default="label", description="Column of integer labels or float targets.")
+    mean: tuple[float, ...] | None = Field(
+        default=None,
+        description="Per-channel mean taken off the inputs after scaling 8-bit ones to [0, 1]; "
+        "default: what the file's metadata says, else 0.",
+    )
+    std: tuple[float, ...] | None = Field(
+        default=None, description="Per-channel standard deviation to divide by, likewise; else 1."
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataConfig:
+        if self.shards is not None and self.source is not None:
+            raise ValueError("shards and source are both set; keep one of them")
+        if self.partition is not None and self.source is None:
+            raise ValueError("partition splits data.source, which is not set; set data.source")
+        if self.source is not None and self.partition is None:
+            raise ValueError("source needs data.partition; set data.partition.nodes and .scheme")
+        return self
+
+    def shard_uris(self) -> tuple[str, ...]:
+        """Return the shard paths or URIs in node order, with a local glob pattern expanded."""
+        if self.shards is None:
+            return ()
+        if isinstance(self.shards, tuple):
+            return self.shards
+        if "://" in self.shards or not glob.has_magic(self.shards):
+            return (self.shards,)
+        return tuple(sorted(glob.glob(self.shards)))
+
+
+class NodesConfig(Section):
+    """What every node actor asks of the cluster, and how it is started."""
+
+    cpus: NonNegativeFloat = Field(
+        default=0.0,
+        description="CPUs a node reserves. 0 by default: a node computes only during its visit.",
+    )
+    gpus: NonNegativeFloat | Literal["auto"] = Field(
+        default="auto",
+        description="GPU share a node reserves; the share is enforced at the allocator. `auto` "
+        "divides the cluster's GPUs evenly over the actors.",
+    )
+    memory_bytes: NonNegativeInt = Field(default=0, description="Heap memory a node reserves.")
+    labels: dict[str, str] = Field(
+        default_factory=dict,
+        description='Ray label selector of the machines that may host the nodes, such as '
+        '`{ site = "in(a,b)" }`.',
+    )
+    threads: PositiveInt = Field(
+        default=1, description="torch threads per node process; part of what makes runs repeatable."
+    )
+    nodes_per_actor: PositiveInt = Field(
+        default=1, description="How many nodes share one actor process (with one shard each)."
+    )
+    start_timeout_seconds: PositiveFloat = Field(
+        default=120.0, description="How long a node may take to start before the run says why."
+    )
+    may_scale: bool = Field(
+        default=False,
+        description="The cluster can grow: don't refuse a request it can't satisfy yet.",
+    )
+
+
+class SnakeSection(Section):
+    """How the snake crawls: who trains what, when."""
+
+    order: Literal["span_major", "diagonal", "random"] = Field(
+        default="span_major", description="How spans and nodes are paired; see planning.order."
+    )
+    span_width: PositiveInt = Field(default=2, description="Blocks trained together.")
+    trips: PositiveInt = Field(default=12, description="How often the snake crosses all nodes.")
+    train_first: bool = Field(
+        default=False, description="Train the first block (basic features) in every visit too."
+    )
+    train_last: bool = Field(
+        default=True, description="Train the last block (decision boundary) in every visit too."
+    )
+
+
+class TrainingConfig(Section):
+    """How a node trains a span during one visit."""
+
+    optimizer: Literal["sgd", "adamw"] = Field(default="sgd", description="Local optimizer.")
+    learning_rate: PositiveFloat = Field(default=0.05, description="Peak learning rate.")
+    schedule: Literal["cosine", "constant"] = Field(
+        default="cosine",
+        description="Learning rate over trips (constant within a trip): `cosine` falls to 0.",
+    )
+    momentum: Fraction = Field(default=0.9, description="Momentum of sgd.")
+    weight_decay: NonNegativeFloat = Field(default=5e-4, description="Weight decay.")
+    batch_size: PositiveInt = Field(default=32, description="Samples per optimizer step.")
+    epochs: PositiveInt = Field(default=1, description="Passes over the shard in one visit.")
+    steps: PositiveInt | None = Field(
+        default=None, description="Optimizer steps in one visit; takes the place of epochs."
+    )
+    clip_norm: PositiveFloat | None = Field(
+        default=5.0, description="Largest norm of a step's gradient; none switches clipping off."
+    )
+    cache_bytes: NonNegativeInt = Field(
+        default=2**28,
+        description="Up to this size a visit's prefix outputs stay in memory; beyond it they go "
+        "to a memory-mapped temporary file.",
+    )
+
+
+class LossConfig(Section):
+    """What a visit minimises: (1-a) * task + a * distillation + mu/2 * |w - w0|^2."""
+
+    name: Literal["cross_entropy", "mse"] = Field(
+        default="cross_entropy", description="The task's own loss."
+    )
+    logit_adjustment: NonNegativeFloat = Field(
+        default=1.0, description="Weight tau of the node's log label frequencies (classification)."
+    )
+    distillation: Fraction = Field(
+        default=0.3, description="Weight a of staying close to the model that arrived."
+    )
+    temperature: PositiveFloat = Field(default=2.0, description="Temperature T of distillation.")
+    proximal: NonNegativeFloat = Field(
+        default=0.0, description="Weight mu of the squared distance from the arriving weights."
+    )
+
+
+class AcceptanceConfig(Section):
+    """When the driver refuses a visit's result. A result that is not finite is always refused."""
+
+    max_update_norm: PositiveFloat | None = Field(
+        default=None, description="Largest L2 norm of the change to the trained weights."
+    )
+    max_loss_ratio: PositiveFloat | None = Field(
+        default=None, description="Largest ratio of the last to the first epoch's training loss."
+    )
+    max_refused: NonNegativeInt = Field(
+        default=3, description="Refused visits in a row before the run fails."
+    )
+
+
+class FailureConfig(Section):
+    """How often what died is started again, and how long anything may take."""
+
+    node_restarts: NonNegativeInt = Field(
+        default=3, description="How often one node may be started again in a run."
+    )
+    driver_restarts: NonNegativeInt = Field(
+        default=1, description="How often the driver is started again from the journal."
+    )
+    visit_timeout_seconds: PositiveFloat = Field(
+        default=3600.0, description="A visit that takes longer counts as a failed node."
+    )
+
+
+class EvaluationConfig(Section):
+    """How the model is judged, at the driver's side."""
+
+    data: str | None = Field(
+        default=None, description="Arrow or Parquet file of held-out rows; none: no evaluation."
+    )
+    every_visits: PositiveInt | None = Field(
+        default=None, description="Evaluate after so many visits; default: after every trip."
+    )
+    batch_size: PositiveInt = Field(default=256, description="Samples per evaluation batch.")
+
+
+class StorageConfig(Section):
+    """Where runs are kept."""
+
+    uri: str = Field(
+        default="runs",
+        description="Folder of runs: a local path, `s3://bucket/prefix` or `gs://bucket/prefix`.",
+    )
+    timeout_seconds: PositiveFloat = Field(
+        default=60.0, description="How long one storage operation may take."
+    )
+
+
+class SnakeConfig(Section):
+    """All settings of a run.
+
+    Raises:
+        ConfigError: From `load` and `with_settings`, naming the key, its value and the remedy.
+        pydantic.ValidationError: From the constructor, for the same reasons.
+    """
+
+    seed: NonNegativeInt = Field(default=0, description="Every random draw derives from it.")
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    nodes: NodesConfig = NodesConfig()
+    snake: SnakeSection = SnakeSection()
+    training: TrainingConfig = TrainingConfig()
+    loss: LossConfig = LossConfig()
+    acceptance: AcceptanceConfig = AcceptanceConfig()
+    failures: FailureConfig = FailureConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    storage: StorageConfig = StorageConfig()
+
+    # Sections whose values decide a run's weights; the others may change between resumes.
+    DECISIVE: ClassVar[tuple[str, ...]] = (
+        "seed",
+        "model",
+        "data",
+        "snake",
+        "training",
+        "loss",
+        "acceptance",
+    )
+
+    @classmethod
+    def load(cls, path: str | Path, settings: Sequence[str] = ()) -> SnakeConfig:
+        """Read a TOML file and apply `section.key=value` settings on top.
+
+        Args:
+            path: The file.
+            settings: Each `section.key=value`; the value is TOML, or else taken as text.
+
+        Raises:
+            ConfigError: If the file can't be read or a key or value is refused.
+        """
+        file = Path(path)
+        try:
+            tree = tomllib.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ConfigError(str(file), "no such file", "give the path of a TOML file") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(str(file), f"can't be read ({error})", "check the file") from None
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(str(file), f"is not TOML ({error})", "correct that line") from None
+        return cls.from_tree(tree, settings)
+
+    @classmethod
+    def from_tree(cls, tree: Mapping[str, Any], settings: Sequence[str] = ()) -> SnakeConfig:
+        """Check a nested mapping, as TOML or JSON gives it, with settings applied on top.
+
+        Raises:
+            ConfigError: If a key or value is refused.
+        """
+        merged = json.loads(json.dumps(tree))
+        for setting in settings:
+            _apply(merged, setting)
+        try:
+            return cls.model_validate_json(json.dumps(merged))
+        except ValidationError as error:
+            raise _first_problem(error) from None
+
+    def tree(self) -> dict[str, Any]:
+        """Return the settings as a nested mapping of JSON values; `from_tree` reads it back."""
+        return self.model_dump(mode="json")
+
+    def changed_keys(self, other: SnakeConfig) -> list[str]:
+        """Return the dotted keys that decide a run's weights and differ in `other`."""
+        mine, theirs = self.tree(), other.tree()
+        return [
+            key
+            for section in self.DECISIVE
+            for key in _differences(section, mine[section], theirs[section])
+        ]
+
+    def fingerprint(self) -> str:
+        """Return a short hash of all settings that decide a run's weights (hexadecimal)."""
+        tree = self.tree()
+        decisive = json.dumps({key: tree[key] for key in self.DECISIVE}, sort_keys=True)
+        return hashlib.sha256(decisive.encode()).hexdigest()[:16]
+
+
+def _differences(key: str, mine: object, theirs: object) -> list[str]:
+    if isinstance(mine, dict) and isinstance(theirs, dict):
+        return [
+            difference
+            for name in sorted(mine.keys() | theirs.keys())
+            for difference in _differences(f"{key}.{name}", mine.get(name), theirs.get(name))
+        ]
+    return [] if mine == theirs else [key]
+
+
+def _unknown_key(key: str, known: list[str]) -> str:
+    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    hint = f"did you mean {nearest[0]!r}?" if nearest else f"known keys: {', '.join(known)}"
+    return f"unknown key {key!r}; {hint}"
+
+
+def _apply(tree: dict[str, Any], setting: str) -> None:
+    key, separator, text = setting.partition("=")
+    parts = key.strip().split(".")
+    if not separator or not all(parts):
+        raise ConfigError(
+            f"--set {setting}", "is not section.key=value", "write for example snake.trips=20"
+        )
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    branch = tree
+    for part in parts[:-1]:
+        inner = branch.setdefault(part, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"--set {setting}", f"{part!r} is not a section", "check the key")
+        branch = inner
+    branch[parts[-1]] = value
+
+
+def _dotted_key(location: tuple[str | int, ...]) -> str:
+    """Return the settings key of a pydantic location, without its names of union members."""
+    parts: list[str] = []
+    section: Any = SnakeConfig
+    for part in location:
+        field = section.model_fields.get(part) if section is not None else None
+        if field is None:
+            break
+        parts.append(str(part))
+        annotation = field.annotation
+        candidates = (annotation, *get_args(annotation))
+        section = next((one for one in candidates if _is_section(one)), None)
+    return ".".join(parts)
+
+
+def _is_section(annotation: object) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, Section)
+
+
+def _first_problem(error: ValidationError) -> ConfigError:
+    problem = error.errors(include_url=False)[0]
+    key = _dotted_key(problem["loc"])
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error" and "; " in message:
+        what, _, remedy = message.partition("; ")
+        return ConfigError(key or "config", what, remedy)
+    value = json.dumps(problem["input"], default=str)
+    shown = value if len(value) <= 60 else value[:57] + "..."
+    return ConfigError(key or "config", f"{message} (got {shown})", "correct this value")

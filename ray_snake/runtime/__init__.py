@@ -1,0 +1,1 @@
+"""The actors and what they need: driver, nodes, process engine, roster, journal, checkpoints."""

@@ -1,0 +1,102 @@
+"""What the driver tells whoever watches a run, in order. All events are plain and picklable."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ray_snake.planning.span import Visit
+from ray_snake.runtime.journal import EvaluationRecord, VisitRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunStarted:
+    """The driver knows the whole plan.
+
+    Attributes:
+        nodes: The nodes' names, in node order.
+        block_names: The blocks' names, in block order.
+        block_bytes: Bytes of each block's weights and buffers.
+        trips: Trips in the whole run.
+        visits: Visits in the whole run.
+        done: Visits that the journal already held (a resumed run).
+    """
+
+    nodes: tuple[str, ...]
+    block_names: tuple[str, ...]
+    block_bytes: tuple[int, ...]
+    trips: int
+    visits: int
+    done: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeReady:
+    """A node has opened its shard and can train. `samples` are its rows."""
+
+    node: int
+    name: str
+    samples: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeLost:
+    """A node's process died or stopped answering; it is started again, its visit done again."""
+
+    node: int
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisitStarted:
+    """A node was sent a visit."""
+
+    visit: Visit
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisitProgress:
+    """How far the visit under way is: `step` of `steps` optimizer steps, running mean `loss`."""
+
+    visit: int
+    step: int
+    steps: int
+    loss: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisitDecided:
+    """A visit was accepted or refused, and the journal has it."""
+
+    record: VisitRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """An evaluation ended, and the journal has it."""
+
+    record: EvaluationRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunEnded:
+    """All visits are decided and stored.
+
+    Attributes:
+        weights_sha256: SHA-256 of the final weights, hexadecimal.
+    """
+
+    weights_sha256: str
+
+
+Event = (
+    RunStarted
+    | NodeReady
+    | NodeLost
+    | VisitStarted
+    | VisitProgress
+    | VisitDecided
+    | Evaluated
+    | RunEnded
+)

@@ -1,0 +1,177 @@
+"""The append-only record of a run: what is shown, resumed or reported derives from it.
+
+The journal is a sequence of records in numbered segments of JSON lines, `journal/000000.jsonl`
+and on. Object stores can't append, so each append writes the open segment whole; a segment is
+closed after `SEGMENT_RECORDS` records, which bounds what an append writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from ray_snake.errors import CheckpointError
+from ray_snake.storage import Storage
+
+SEGMENT_RECORDS = 64
+
+
+class Record(BaseModel):
+    """A line of the journal."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="constants")
+
+
+class BlockRecord(Record):
+    """A block version that a visit produced.
+
+    Attributes:
+        block: The block's number.
+        version: The visit that produced it; 0 for the initial weights.
+        bytes: Size of its arrays.
+        checksum: XXH3-128 of its arrays, hexadecimal.
+    """
+
+    block: int
+    version: int
+    bytes: int
+    checksum: str
+
+
+class VisitRecord(Record):
+    """One decided visit. Losses are means over samples; bytes count arrays; times are seconds.
+
+    Attributes:
+        visit: The visit's number, from 1.
+        trip: The trip it belongs to, from 1.
+        node: The node's number, from 0.
+        node_name: The node's name, as the user knows it.
+        span: First block and the block after the last.
+        trained: All blocks it trained, the ends included.
+        learning_rate: The visit's learning rate.
+        accepted: Whether its result became part of the model.
+        reason: Why it was refused; empty for an accepted visit.
+        samples: Samples seen by the optimizer.
+        steps: Optimizer steps.
+        loss: Mean training loss over the last epoch (the whole loss, all terms).
+        first_loss: The same over the first epoch.
+        accuracy: Training accuracy over the last epoch; none where labels are not classes.
+        update_norm: L2 norm of the change to the trained weights.
+        bytes_pulled: Bytes of the block versions that the node lacked.
+        bytes_returned: Bytes of the block versions that it returned.
+        pull_seconds: Getting those blocks and loading them into the network.
+        train_seconds: Training, the prefix and the teacher included.
+        seconds: From sending the visit to its decision, as the driver sees it.
+        finished_at: Unix time of the decision.
+        blocks: The block versions produced; empty for a refused visit.
+    """
+
+    kind: Literal["visit"] = "visit"
+    visit: int
+    trip: int
+    node: int
+    node_name: str
+    span: tuple[int, int]
+    trained: tuple[int, ...]
+    learning_rate: float
+    accepted: bool
+    reason: str = ""
+    samples: int
+    steps: int
+    loss: float
+    first_loss: float
+    accuracy: float | None
+    update_norm: float
+    bytes_pulled: int
+    bytes_returned: int
+    pull_seconds: float
+    train_seconds: float
+    seconds: float
+    finished_at: float
+    blocks: tuple[BlockRecord, ...] = ()
+
+
+class EvaluationRecord(Record):
+    """The model after a visit, judged on held-out rows at the driver's side.
+
+    Attributes:
+        visit: The last visit whose result the model contains; 0 for the initial weights.
+        trip: That visit's trip.
+        samples: Rows judged.
+        loss: Mean task loss over them.
+        accuracy: Share of rows whose class is right, in [0, 1]; none without classes.
+        seconds: Time it took.
+        finished_at: Unix time of its end.
+    """
+
+    kind: Literal["evaluation"] = "evaluation"
+    visit: int
+    trip: int
+    samples: int
+    loss: float
+    accuracy: float | None
+    seconds: float
+    finished_at: float
+
+
+JournalRecord = VisitRecord | EvaluationRecord
+_RECORD: TypeAdapter[JournalRecord] = TypeAdapter(
+    Annotated[VisitRecord | EvaluationRecord, Field(discriminator="kind")]
+)
+
+
+class Journal:
+    """The records of one run, in order, on storage.
+
+    Args:
+        storage: The run's folder.
+
+    Raises:
+        CheckpointError: If what is stored can't be read.
+    """
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._records: list[JournalRecord] = []
+        for name in storage.list("journal"):
+            self._records.extend(self._parse(name, storage.read(f"journal/{name}")))
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __iter__(self) -> Iterator[JournalRecord]:
+        return iter(tuple(self._records))
+
+    @property
+    def visits(self) -> list[VisitRecord]:
+        """The decided visits, in order."""
+        return [record for record in self._records if isinstance(record, VisitRecord)]
+
+    @property
+    def evaluations(self) -> list[EvaluationRecord]:
+        """The evaluations, in order."""
+        return [record for record in self._records if isinstance(record, EvaluationRecord)]
+
+    def append(self, record: JournalRecord) -> None:
+        """Add a record; when this returns, it is on storage.
+
+        Raises:
+            StorageError: If the storage refuses it; the record is then not in the journal.
+        """
+        segment = len(self._records) // SEGMENT_RECORDS
+        open_records = [*self._records[segment * SEGMENT_RECORDS :], record]
+        lines = "".join(one.model_dump_json() + "\n" for one in open_records)
+        self._storage.write(f"journal/{segment:06d}.jsonl", lines.encode())
+        self._records.append(record)
+
+    @staticmethod
+    def _parse(name: str, content: bytes) -> list[JournalRecord]:
+        try:
+            return [_RECORD.validate_json(line) for line in content.decode().splitlines()]
+        except (ValidationError, UnicodeDecodeError) as error:
+            raise CheckpointError(
+                f"journal/{name} is damaged ({str(error).splitlines()[0]})",
+                "restore that file from a copy; the run can't be resumed without it",
+            ) from None

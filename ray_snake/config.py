@@ -68,7 +68,8 @@ class PartitionConfig(Section):
     )
     nodes: PositiveInt = Field(default=8, description="Number of nodes.")
     alpha: PositiveFloat = Field(
-        default=0.5, description="Concentration of `dirichlet` and `quantity`; smaller is more skew."
+        default=0.5,
+        description="Concentration of `dirichlet` and `quantity`; smaller is more skew.",
     )
     shards_per_node: PositiveInt = Field(
         default=2, description="Label-sorted pieces a node gets with scheme `shards`."
@@ -139,7 +140,7 @@ class NodesConfig(Section):
     memory_bytes: NonNegativeInt = Field(default=0, description="Heap memory a node reserves.")
     labels: dict[str, str] = Field(
         default_factory=dict,
-        description='Ray label selector of the machines that may host the nodes, such as '
+        description="Ray label selector of the machines that may host the nodes, such as "
         '`{ site = "in(a,b)" }`.',
     )
     threads: PositiveInt = Field(

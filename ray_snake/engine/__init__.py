@@ -1,0 +1,1 @@
+"""One visit: block stack, training, losses, prefix cache. Imports torch, never ray."""

@@ -1,0 +1,58 @@
+"""The prefix cache: outputs of the blocks before the trained ones, computed once per visit."""
+
+from __future__ import annotations
+
+import tempfile
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ray_snake.engine.samples import Rows
+
+
+class PrefixCache:
+    """Outputs of a visit's prefix, one entry per row of the shard, filled in row order.
+
+    Valid only while the prefix is deterministic and does not change: frozen, its norms in
+    evaluation mode. Small ones are held in memory; larger ones lie in a memory-mapped temporary
+    file of the node that is gone when the cache is closed.
+
+    Args:
+        rows: Number of rows.
+        limit_bytes: Largest size to hold in memory.
+    """
+
+    def __init__(self, rows: int, *, limit_bytes: int) -> None:
+        self._rows = rows
+        self._limit = limit_bytes
+        self._filled = 0
+        self._store: Tensor | None = None
+
+    def append(self, outputs: Tensor) -> None:
+        """Add the prefix's outputs for the next rows, (n, ...)."""
+        store = self._allocate(outputs) if self._store is None else self._store
+        store[self._filled : self._filled + len(outputs)] = outputs.detach()
+        self._filled += len(outputs)
+
+    def gather(self, rows: Rows, device: torch.device) -> Tensor:
+        """Return the outputs for these rows, (n, ...), on `device`."""
+        if self._store is None:
+            raise RuntimeError("the prefix cache is empty; append before you gather")
+        return self._store[torch.from_numpy(rows).to(self._store.device)].to(device)
+
+    def close(self) -> None:
+        """Let go of the memory or the file."""
+        self._store = None
+
+    def _allocate(self, first: Tensor) -> Tensor:
+        shape = (self._rows, *first.shape[1:])
+        size = self._rows * first[0].numel() * first.element_size()
+        if size <= self._limit:
+            self._store = torch.empty(shape, dtype=first.dtype, device=first.device)
+            return self._store
+        with tempfile.TemporaryFile(prefix="ray-snake-prefix-") as file:
+            file.truncate(size)
+            mapped = np.memmap(file, dtype=np.uint8, mode="r+", shape=(size,))
+        self._store = torch.from_numpy(mapped).view(first.dtype).view(shape)
+        return self._store

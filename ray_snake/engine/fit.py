@@ -1,0 +1,39 @@
+"""Whether a network fits the data, found out on the meta device: no memory, no computing."""
+
+from __future__ import annotations
+
+import torch
+
+from ray_snake.engine.stack import BlockStack
+from ray_snake.errors import DataError
+
+
+def output_shape(
+    skeleton: BlockStack, sample_shape: tuple[int, ...], *, integer_inputs: bool, subject: str
+) -> tuple[int, ...]:
+    """Return the shape of the network's output for one sample, without the row axis.
+
+    Args:
+        skeleton: A stack on the meta device.
+        sample_shape: Shape of one input row.
+        integer_inputs: Whether inputs are int64 (such as token numbers) rather than float32.
+        subject: The file that the rows come from, for the message.
+
+    Raises:
+        DataError: If the network can't take rows of that shape.
+    """
+    dtype = torch.int64 if integer_inputs else torch.float32
+    x = torch.empty((2, *sample_shape), dtype=dtype, device="meta")
+    skeleton.eval()
+    for name, block in zip(skeleton.names, skeleton.blocks, strict=True):
+        try:
+            with torch.no_grad():
+                x = block(x)
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            raise DataError(
+                subject,
+                f"rows of shape {sample_shape} don't fit the model: block {name!r} says "
+                f"{' '.join(str(error).split())[:160]}",
+                "set model.options to the data's channels and size, or use the data it is made for",
+            ) from None
+    return tuple(x.shape[1:])

@@ -1,0 +1,109 @@
+"""What a visit minimises: task loss, logit adjustment and distillation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ray_snake.config import LossConfig
+
+TaskLoss = Callable[[Tensor, Tensor], Tensor]
+"""(outputs, targets) -> mean loss, a scalar tensor."""
+
+
+def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean cross-entropy of logits (..., classes) against class numbers (...)."""
+    return F.cross_entropy(outputs.flatten(0, -2), targets.flatten())
+
+
+def mean_squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean squared error of outputs (n, ...) against targets of as many values."""
+    return F.mse_loss(outputs, targets.reshape(outputs.shape))
+
+
+def correct(outputs: Tensor, targets: Tensor) -> tuple[int, int]:
+    """Return how many classes are right and how many there are, for logits (..., classes)."""
+    return int((outputs.argmax(-1) == targets).sum()), targets.numel()
+
+
+def is_classification(targets: Tensor) -> bool:
+    """Return whether targets are class numbers (an integer dtype)."""
+    return not targets.is_floating_point()
+
+
+def distillation(outputs: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Return T^2 * KL(softmax(teacher / T) || softmax(outputs / T)), mean over rows.
+
+    Hinton et al. (2015), arXiv:1503.02531. Both are logits (..., classes).
+    """
+    return temperature**2 * F.kl_div(
+        F.log_softmax(outputs.flatten(0, -2) / temperature, dim=-1),
+        F.log_softmax(teacher.flatten(0, -2) / temperature, dim=-1),
+        reduction="batchmean",
+        log_target=True,
+    )
+
+
+def log_frequencies(counts: Tensor) -> Tensor:
+    """Return log p_k for label counts (classes,), float32.
+
+    A class the node has no rows of counts as one row in a thousandfold of the shard: low enough
+    that its logit is hardly pushed, finite so that nothing overflows.
+    """
+    smoothed = counts.to(torch.float64).clamp(min=float(counts.sum()) * 1e-3 / len(counts))
+    return torch.log(smoothed / smoothed.sum()).to(torch.float32)
+
+
+class Objective:
+    """(1-a) * task(outputs + tau * log p_k, targets) + a * distillation, a scalar per batch.
+
+    Logit adjustment is Menon et al. (2021), arXiv:2007.07314, with the node's own frequencies
+    (Zhang et al. 2022, arXiv:2209.00189): training logits carry the node's prior, so that the
+    weights need not. Outputs that are no logits (a task with float targets) are neither adjusted
+    nor softened: their distillation is the mean squared error to the teacher's outputs.
+
+    Args:
+        settings: Weights and temperature.
+        label_counts: Rows of each class on this node, (classes,); none switches adjustment off.
+        task: A user's own (outputs, targets) -> scalar in place of the settings' loss.
+    """
+
+    def __init__(
+        self,
+        settings: LossConfig,
+        *,
+        label_counts: Tensor | None = None,
+        task: TaskLoss | None = None,
+    ) -> None:
+        self._settings = settings
+        named = {"cross_entropy": cross_entropy, "mse": mean_squared_error}
+        self.task: TaskLoss = task or named[settings.name]
+        self._prior: Tensor | None = None
+        if label_counts is not None and settings.logit_adjustment > 0:
+            self._prior = settings.logit_adjustment * log_frequencies(label_counts)
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the loss compares with the model as it arrived."""
+        return self._settings.distillation > 0
+
+    def __call__(self, outputs: Tensor, targets: Tensor, teacher: Tensor | None) -> Tensor:
+        """Return the loss of a batch; `teacher` are the arriving model's outputs for it."""
+        classes = is_classification(targets)
+        adjusted = outputs
+        if classes and self._prior is not None:
+            self._prior = self._prior.to(outputs.device)
+            adjusted = outputs + self._prior
+        loss = self.task(adjusted, targets)
+        if teacher is None:
+            return loss
+        weight = self._settings.distillation
+        kept = (
+            distillation(outputs, teacher, self._settings.temperature)
+            if classes
+            else F.mse_loss(outputs, teacher)
+        )
+        return (1 - weight) * loss + weight * kept

@@ -1,0 +1,53 @@
+"""What the engine needs of a shard: rows by number. `ray_snake.data.NodeDataset` is one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Rows = NDArray[np.int64]
+
+
+class Samples(Protocol):
+    """Rows of inputs and targets, by row number."""
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+
+    def batch(self, rows: Rows) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return (inputs, targets) of the rows, first axis the rows in the order given."""
+
+
+def load_batch(samples: Samples, rows: Rows, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return (inputs, targets) of the rows as tensors on `device`."""
+    inputs, targets = samples.batch(rows)
+    return torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device)
+
+
+def in_order(rows: int, batch_size: int) -> Iterator[Rows]:
+    """Yield all row numbers in order, in batches."""
+    for start in range(0, rows, batch_size):
+        yield np.arange(start, min(start + batch_size, rows), dtype=np.int64)
+
+
+def batches_per_epoch(rows: int, batch_size: int) -> int:
+    """Return how many batches `shuffled` yields."""
+    whole, rest = divmod(rows, batch_size)
+    return whole + (1 if rest > 1 or (rest == 1 and whole == 0) else 0)
+
+
+def shuffled(rows: int, batch_size: int, seed: int) -> Iterator[Rows]:
+    """Yield all row numbers in an order drawn from `seed`, in batches.
+
+    A last batch of one row is left out where others exist: batch statistics need two.
+    """
+    order = np.random.Generator(np.random.PCG64(seed)).permutation(rows).astype(np.int64)
+    for start in range(0, rows, batch_size):
+        batch = order[start : start + batch_size]
+        if len(batch) > 1 or start == 0:
+            yield batch

@@ -1,0 +1,206 @@
+"""`BlockStack`: a network as an ordered list of blocks, each of which can travel on its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ray_snake.errors import ModelError
+
+Network = nn.Module | Sequence[nn.Module]
+"""What a model function may return: a BlockStack, an nn.Sequential, or a list of blocks."""
+
+_NORMS = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.modules.instancenorm._InstanceNorm,
+)
+
+
+class BlockStack(nn.Module):
+    """An ordered list of blocks; block i feeds block i+1.
+
+    Args:
+        blocks: The blocks with their names, in order. Every block has weights of its own.
+
+    Raises:
+        ModelError: If there are no blocks, or two blocks share a weight.
+    """
+
+    def __init__(self, blocks: Iterable[tuple[str, nn.Module]]) -> None:
+        super().__init__()
+        named = list(blocks)
+        if not named:
+            raise ModelError("model", "has no blocks", "return a network with at least one layer")
+        self.names = tuple(name for name, _ in named)
+        self.blocks = nn.ModuleList(module for _, module in named)
+        self._refuse_shared_weights()
+
+    @classmethod
+    def cut(cls, network: Network) -> BlockStack:
+        """Cut a network into blocks.
+
+        The children of an `nn.Sequential` are blocks; a norm layer, and a layer without weights,
+        belongs to the block before it. The entries of a list are blocks as they are, but for
+        layers without weights.
+
+        Raises:
+            ModelError: If the network is of another kind, or two blocks share a weight.
+        """
+        if isinstance(network, BlockStack):
+            return network
+        if isinstance(network, nn.Sequential):
+            return cls(_group(network.named_children(), joined=_NORMS))
+        if isinstance(network, (list, tuple, nn.ModuleList)) and all(
+            isinstance(one, nn.Module) for one in network
+        ):
+            return cls(_group(((str(i), one) for i, one in enumerate(network)), joined=()))
+        raise ModelError(
+            "model",
+            f"{type(network).__name__} can't be cut into blocks",
+            "return an nn.Sequential or a list of modules, each feeding the next",
+        )
+
+    @classmethod
+    def skeleton(cls, build: Callable[[], Network]) -> BlockStack:
+        """Build a network without memory for its weights: they are loaded block by block later.
+
+        Parameters and persistent buffers live on the meta device. Buffers that don't travel
+        (non-persistent ones) keep their values. A function that can't run on the meta device is
+        run as it is, and its weights are let go.
+
+        Raises:
+            ModelError: If the function fails, or its network can't be cut.
+        """
+        try:
+            with torch.device("meta"):
+                stack = cls.cut(build())
+            if not _has_fixed_buffers(stack):
+                return stack
+        except (RuntimeError, NotImplementedError):
+            pass
+        stack = cls.build(build)
+        for module in stack.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                setattr(module, name, nn.Parameter(parameter.to("meta"), requires_grad=False))
+            for name, buffer in module.named_buffers(recurse=False):
+                if name not in module._non_persistent_buffers_set:
+                    setattr(module, name, buffer.to("meta"))
+        return stack
+
+    @classmethod
+    def build(cls, build: Callable[[], Network]) -> BlockStack:
+        """Build a network with its initial weights, from torch's current random state.
+
+        Raises:
+            ModelError: If the function fails, or its network can't be cut.
+        """
+        try:
+            network = build()
+        except ModelError:
+            raise
+        except Exception as error:
+            raise ModelError(
+                "model", f"its function failed ({type(error).__name__}: {error})", "correct it"
+            ) from error
+        return cls.cut(network)
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def forward(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+        """Run blocks [start, stop) on `x`, the output of block start-1; by default to the end."""
+        for index in range(start, len(self.blocks) if stop is None else stop):
+            x = self.blocks[index](x)
+        return x
+
+    def tensors(self, block: int) -> dict[str, Tensor]:
+        """Return a block's weights and persistent buffers by name, not copied, detached."""
+        return dict(self.blocks[block].state_dict())
+
+    def load(self, block: int, tensors: Mapping[str, Tensor], *, trainable: bool) -> None:
+        """Put tensors in place of a block's weights and buffers, without copying them.
+
+        Args:
+            block: The block's number.
+            tensors: Its weights and persistent buffers, all of them, by name.
+            trainable: Whether gradients are computed for its weights, and its layers are in
+                training mode. A frozen block may be read-only memory: nothing writes to it.
+
+        Raises:
+            ModelError: If names or shapes are not the block's.
+        """
+        module = self.blocks[block]
+        try:
+            module.load_state_dict(dict(tensors), strict=True, assign=True)
+        except RuntimeError as error:
+            raise ModelError(
+                f"block {block} ({self.names[block]})",
+                f"can't take these weights ({' '.join(str(error).split())})",
+                "use the model that the weights were made with",
+            ) from None
+        module.requires_grad_(trainable)
+        module.train(trainable)
+
+    def unload(self, block: int) -> None:
+        """Let go of a block's weights, so that the memory they lie in can be released."""
+        self.load(
+            block,
+            {name: tensor.to("meta") for name, tensor in self.tensors(block).items()},
+            trainable=False,
+        )
+
+    def freeze_all_but(self, trained: Iterable[int]) -> None:
+        """Compute gradients for, and put in training mode, the blocks in `trained` only."""
+        chosen = set(trained)
+        for index, module in enumerate(self.blocks):
+            module.requires_grad_(index in chosen)
+            module.train(index in chosen)
+
+    def block_bytes(self) -> tuple[int, ...]:
+        """Return the bytes of each block's weights and persistent buffers."""
+        return tuple(
+            sum(tensor.numel() * tensor.element_size() for tensor in self.tensors(i).values())
+            for i in range(len(self))
+        )
+
+    def _refuse_shared_weights(self) -> None:
+        owner: dict[int, str] = {}
+        for name, module in zip(self.names, self.blocks, strict=True):
+            for parameter in module.parameters():
+                first = owner.setdefault(id(parameter), name)
+                if first != name:
+                    raise ModelError(
+                        "model",
+                        f"blocks {first!r} and {name!r} share a weight",
+                        "put the layers that share it into one block",
+                    )
+
+
+def _group(
+    children: Iterable[tuple[str, nn.Module]], joined: tuple[type[Any], ...]
+) -> list[tuple[str, nn.Module]]:
+    """Join layers without weights, and layers of the `joined` types, to the block before them."""
+    groups: list[tuple[str, list[nn.Module]]] = []
+    leading: list[nn.Module] = []
+    for name, module in children:
+        bare = next(module.parameters(), None) is None
+        if groups and (bare or isinstance(module, joined)):
+            groups[-1][1].append(module)
+        elif bare:
+            leading.append(module)
+        else:
+            groups.append((name, [*leading, module]))
+            leading = []
+    return [
+        (name, modules[0] if len(modules) == 1 else nn.Sequential(*modules))
+        for name, modules in groups
+    ]
+
+
+def _has_fixed_buffers(stack: BlockStack) -> bool:
+    return any(module._non_persistent_buffers_set for module in stack.modules())

@@ -1,0 +1,289 @@
+"""Where a span gets trained: one visit, a pure function of weights, rows and seed."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ray_snake.config import TrainingConfig
+from ray_snake.engine.cache import PrefixCache
+from ray_snake.engine.objective import Objective, correct, is_classification
+from ray_snake.engine.samples import (
+    Rows,
+    Samples,
+    batches_per_epoch,
+    in_order,
+    load_batch,
+    shuffled,
+)
+from ray_snake.engine.stack import BlockStack
+from ray_snake.seeds import derive_seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisitOutcome:
+    """What a visit reports beside the trained weights. Losses are means over samples.
+
+    Attributes:
+        samples: Samples that the optimizer saw.
+        steps: Optimizer steps.
+        loss: Loss over the last epoch.
+        first_loss: Loss over the first epoch.
+        accuracy: Training accuracy over the last epoch, in [0, 1]; none without classes.
+        update_norm: L2 norm of the change to the trained weights; not finite if they are not.
+        seconds: Wall-clock time, prefix and teacher included.
+    """
+
+    samples: int
+    steps: int
+    loss: float
+    first_loss: float
+    accuracy: float | None
+    update_norm: float
+    seconds: float
+
+
+@dataclass
+class VisitControl:
+    """The way to look at a visit, and to stop it, from another thread."""
+
+    step: int = 0
+    steps: int = 0
+    loss: float = math.nan
+    stop: threading.Event = field(default_factory=threading.Event)
+
+
+class VisitStoppedError(Exception):
+    """The visit was told to stop; its weights are not to be used."""
+
+
+def train_visit(
+    stack: BlockStack,
+    samples: Samples,
+    *,
+    trained: Sequence[int],
+    learning_rate: float,
+    seed: int,
+    training: TrainingConfig,
+    objective: Objective,
+    proximal: float = 0.0,
+    device: torch.device | None = None,
+    control: VisitControl | None = None,
+) -> VisitOutcome:
+    """Train some blocks of a stack on a shard; all others stay as they are.
+
+    Blocks before the first trained one are the prefix: computed without gradients, and once per
+    visit where more than one pass over the shard is made. From the first trained block on,
+    gradients flow through every block and reach the trained weights only. Frozen blocks are in
+    evaluation mode, so their statistics never drift and their outputs never vary.
+
+    Args:
+        stack: The network, loaded, on `device`; its tensors may be read-only memory. On return
+            its trained blocks hold new, private tensors; those that arrived were not written to.
+        samples: The shard.
+        trained: Numbers of the blocks to train.
+        learning_rate: Of every step of the visit.
+        seed: Decides the order of rows and what layers draw, such as dropout.
+        training: Optimizer, batch size, epochs or steps, clipping.
+        objective: The loss of a batch.
+        proximal: Weight mu of mu/2 * |w - w0|^2, w0 the weights that arrived (FedProx, Li et al.
+            2020, arXiv:1812.06127).
+        device: Where to compute; the CPU by default.
+        control: Told the progress; its `stop` ends the visit before the next step.
+
+    Raises:
+        VisitStoppedError: If `control.stop` was set.
+    """
+    started = time.perf_counter()
+    device = device or torch.device("cpu")
+    control = control or VisitControl()
+    arrived = _take_private_copies(stack, trained)
+    weights = [weight for block in trained for weight in stack.blocks[block].parameters()]
+    optimizer = make_optimizer(weights, training, learning_rate)
+    control.steps = total_steps(len(samples), training)
+    meter = _Meter()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        features = _Features(stack, samples, min(trained), training, objective, device)
+        stack.freeze_all_but(trained)
+        try:
+            for epoch, rows in _batches(len(samples), training, seed):
+                if control.stop.is_set():
+                    raise VisitStoppedError
+                inputs, targets, teacher = features.batch(rows)
+                outputs = stack(inputs, features.first)
+                loss = objective(outputs, targets, teacher)
+                if proximal > 0:
+                    loss = loss + proximal / 2 * _squared_distance(weights, arrived)
+                optimizer.zero_grad(set_to_none=True)
+                torch.autograd.backward(loss)
+                if training.clip_norm is not None:
+                    torch.nn.utils.clip_grad_norm_(weights, training.clip_norm)
+                optimizer.step()
+                meter.add(epoch, loss.detach(), outputs.detach(), targets)
+                control.step, control.loss = meter.steps, meter.loss
+        finally:
+            features.close()
+    with torch.no_grad():
+        change = float(_squared_distance(weights, arrived))
+    return VisitOutcome(
+        samples=meter.samples,
+        steps=meter.steps,
+        loss=meter.loss,
+        first_loss=meter.first_loss,
+        accuracy=meter.accuracy,
+        update_norm=math.sqrt(change) if math.isfinite(change) else math.inf,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def make_optimizer(
+    weights: Sequence[Tensor], training: TrainingConfig, learning_rate: float
+) -> torch.optim.Optimizer:
+    """Return a fresh optimizer over the trained weights; its state ends with the visit."""
+    if training.optimizer == "adamw":
+        return torch.optim.AdamW(weights, lr=learning_rate, weight_decay=training.weight_decay)
+    return torch.optim.SGD(
+        weights,
+        lr=learning_rate,
+        momentum=training.momentum,
+        weight_decay=training.weight_decay,
+    )
+
+
+def total_steps(rows: int, training: TrainingConfig) -> int:
+    """Return the optimizer steps of a visit to a shard of `rows` rows."""
+    return training.steps or training.epochs * batches_per_epoch(rows, training.batch_size)
+
+
+def _batches(rows: int, training: TrainingConfig, seed: int) -> Iterator[tuple[int, Rows]]:
+    """Yield (epoch, row numbers) for every optimizer step of a visit."""
+    every = (
+        (epoch, batch)
+        for epoch in itertools.count()
+        for batch in shuffled(rows, training.batch_size, derive_seed(seed, "epoch", epoch))
+    )
+    return itertools.islice(every, total_steps(rows, training))
+
+
+def _take_private_copies(stack: BlockStack, trained: Sequence[int]) -> list[Tensor]:
+    """Give the trained blocks tensors of their own; return the weights that arrived."""
+    arrived = []
+    for block in trained:
+        arrived += [weight.detach() for weight in stack.blocks[block].parameters()]
+        copies = {name: tensor.clone() for name, tensor in stack.tensors(block).items()}
+        stack.load(block, copies, trainable=True)
+    return arrived
+
+
+def _squared_distance(weights: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
+    parts = [(a - b).square().sum() for a, b in zip(weights, others, strict=True)]
+    return torch.stack(parts).sum()
+
+
+class _Features:
+    """What reaches the first trained block, batch by batch, with targets and teacher outputs.
+
+    With several passes over the rows ahead, the prefix's outputs and the targets are kept from
+    the first one; the teacher's outputs are always kept.
+    """
+
+    def __init__(
+        self,
+        stack: BlockStack,
+        samples: Samples,
+        first: int,
+        training: TrainingConfig,
+        objective: Objective,
+        device: torch.device,
+    ) -> None:
+        self.first = first
+        self._stack = stack
+        self._samples = samples
+        self._device = device
+        self._cache: PrefixCache | None = None
+        self._targets: Tensor | None = None
+        self._teacher: Tensor | None = None
+        rows = len(samples)
+        one_pass = total_steps(rows, training) <= batches_per_epoch(rows, training.batch_size)
+        if first > 0 and (objective.needs_teacher or not one_pass):
+            self._cache = PrefixCache(rows, limit_bytes=training.cache_bytes)
+        if self._cache is not None or objective.needs_teacher:
+            self._first_pass(training.batch_size, objective.needs_teacher)
+
+    def batch(self, rows: Rows) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return (features, targets, teacher outputs or none) of the rows."""
+        index = torch.from_numpy(rows).to(self._device)
+        teacher = None if self._teacher is None else self._teacher[index]
+        if self._cache is not None and self._targets is not None:
+            return self._cache.gather(rows, self._device), self._targets[index], teacher
+        inputs, targets = load_batch(self._samples, rows, self._device)
+        with torch.no_grad():
+            features = self._stack(inputs, 0, self.first)
+        return features, targets, teacher
+
+    def close(self) -> None:
+        if self._cache is not None:
+            self._cache.close()
+
+    @torch.no_grad()
+    def _first_pass(self, batch_size: int, with_teacher: bool) -> None:
+        self._stack.eval()
+        targets, teacher = [], []
+        for rows in in_order(len(self._samples), batch_size):
+            inputs, batch_targets = load_batch(self._samples, rows, self._device)
+            features = self._stack(inputs, 0, self.first)
+            targets.append(batch_targets)
+            if self._cache is not None:
+                self._cache.append(features)
+            if with_teacher:
+                teacher.append(self._stack(features, self.first))
+        self._targets = torch.cat(targets)
+        self._teacher = torch.cat(teacher) if with_teacher else None
+
+
+class _Meter:
+    """Sums over the first and the last epoch, weighted by samples."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.samples = 0
+        self.first_loss = math.nan
+        self._epoch = 0
+        self._start_epoch()
+
+    def add(self, epoch: int, loss: Tensor, outputs: Tensor, targets: Tensor) -> None:
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._start_epoch()
+        self.steps += 1
+        self.samples += len(targets)
+        self._rows += len(targets)
+        self._loss += float(loss) * len(targets)
+        if is_classification(targets):
+            right, judged = correct(outputs, targets)
+            self._right += right
+            self._judged += judged
+        if epoch == 0:
+            self.first_loss = self.loss
+
+    @property
+    def loss(self) -> float:
+        return self._loss / self._rows if self._rows else math.nan
+
+    @property
+    def accuracy(self) -> float | None:
+        return self._right / self._judged if self._judged else None
+
+    def _start_epoch(self) -> None:
+        self._rows = 0
+        self._loss = 0.0
+        self._right = 0
+        self._judged = 0

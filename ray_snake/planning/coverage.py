@@ -1,0 +1,33 @@
+"""How often each node has trained each span; what keeps a node from being locked to one place."""
+
+from __future__ import annotations
+
+
+class Coverage:
+    """Counts of visits by node and span, all zero at first.
+
+    Args:
+        nodes: Number of nodes.
+        spans: Number of spans.
+    """
+
+    def __init__(self, nodes: int, spans: int) -> None:
+        self._counts = [[0] * spans for _ in range(nodes)]
+
+    def add(self, node: int, span: int) -> None:
+        """Count a visit of `node` to `span`."""
+        self._counts[node][span] += 1
+
+    def take_back(self, node: int, span: int) -> None:
+        """Undo one `add`, for a visit whose result did not become part of the model."""
+        self._counts[node][span] -= 1
+
+    def counts(self, node: int) -> tuple[int, ...]:
+        """Return how often `node` has trained each span."""
+        return tuple(self._counts[node])
+
+    def least_trained(self, node: int) -> list[int]:
+        """Return the spans that `node` has trained least often, ascending."""
+        counts = self._counts[node]
+        least = min(counts)
+        return [span for span, count in enumerate(counts) if count == least]

@@ -49,6 +49,13 @@ class NodeLost:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Recovering:
+    """Something that the run can't do without was lost; it goes back to its journal."""
+
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class VisitStarted:
     """A node was sent a visit."""
 
@@ -94,6 +101,7 @@ Event = (
     RunStarted
     | NodeReady
     | NodeLost
+    | Recovering
     | VisitStarted
     | VisitProgress
     | VisitDecided

@@ -40,6 +40,19 @@ class BlockRecord(Record):
     checksum: str
 
 
+class StartRecord(Record):
+    """A run's first record: the initial weights are stored.
+
+    Attributes:
+        blocks: Version 0 of every block, in block order.
+        finished_at: Unix time at which they were stored.
+    """
+
+    kind: Literal["start"] = "start"
+    blocks: tuple[BlockRecord, ...]
+    finished_at: float
+
+
 class VisitRecord(Record):
     """One decided visit. Losses are means over samples; bytes count arrays; times are seconds.
 
@@ -116,9 +129,9 @@ class EvaluationRecord(Record):
     finished_at: float
 
 
-JournalRecord = VisitRecord | EvaluationRecord
+JournalRecord = StartRecord | VisitRecord | EvaluationRecord
 _RECORD: TypeAdapter[JournalRecord] = TypeAdapter(
-    Annotated[VisitRecord | EvaluationRecord, Field(discriminator="kind")]
+    Annotated[JournalRecord, Field(discriminator="kind")]
 )
 
 
@@ -135,8 +148,10 @@ class Journal:
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
         self._records: list[JournalRecord] = []
+        self._current: dict[int, BlockRecord] = {}
         for name in storage.list("journal"):
-            self._records.extend(self._parse(name, storage.read(f"journal/{name}")))
+            for record in self._parse(name, storage.read(f"journal/{name}")):
+                self._take(record)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -154,6 +169,10 @@ class Journal:
         """The evaluations, in order."""
         return [record for record in self._records if isinstance(record, EvaluationRecord)]
 
+    def current_blocks(self) -> list[BlockRecord]:
+        """Return the current version of every block, in block order; [] for an empty journal."""
+        return [self._current[block] for block in sorted(self._current)]
+
     def append(self, record: JournalRecord) -> None:
         """Add a record; when this returns, it is on storage.
 
@@ -164,7 +183,12 @@ class Journal:
         open_records = [*self._records[segment * SEGMENT_RECORDS :], record]
         lines = "".join(one.model_dump_json() + "\n" for one in open_records)
         self._storage.write(f"journal/{segment:06d}.jsonl", lines.encode())
+        self._take(record)
+
+    def _take(self, record: JournalRecord) -> None:
         self._records.append(record)
+        if not isinstance(record, EvaluationRecord):
+            self._current.update((block.block, block) for block in record.blocks)
 
     @staticmethod
     def _parse(name: str, content: bytes) -> list[JournalRecord]:

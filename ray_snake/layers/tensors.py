@@ -1,0 +1,42 @@
+"""Between torch tensors and the arrays that travel."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ray_snake.layers.state import Array, LayerState
+
+# Frozen blocks are read-only views on purpose: the engine never writes to a frozen block.
+warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+
+
+def pack(block: int, version: int, tensors: Mapping[str, Tensor]) -> LayerState:
+    """Return the tensors of a block as a `LayerState`; CPU tensors are not copied."""
+    return LayerState(
+        block=block,
+        version=version,
+        arrays={name: _to_array(tensor) for name, tensor in tensors.items()},
+        dtypes={name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()},
+    )
+
+
+def unpack(state: LayerState, device: torch.device | None = None) -> dict[str, Tensor]:
+    """Return a block's arrays as tensors: on the CPU read-only views of the same memory."""
+    tensors = {
+        name: torch.from_numpy(array).view(getattr(torch, state.dtypes[name]))
+        for name, array in state.arrays.items()
+    }
+    if device is None or device.type == "cpu":
+        return tensors
+    return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+
+def _to_array(tensor: Tensor) -> Array:
+    tensor = tensor.detach().cpu().contiguous()
+    if tensor.dtype == torch.bfloat16:
+        tensor = tensor.view(torch.uint16)
+    return tensor.numpy()

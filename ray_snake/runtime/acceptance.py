@@ -1,0 +1,42 @@
+"""Whether a visit's result becomes part of the model. A policy decides; only the driver acts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ray_snake.config import AcceptanceConfig
+from ray_snake.runtime.messages import VisitReport
+
+
+@dataclass(frozen=True)
+class Accept:
+    """The result becomes part of the model."""
+
+
+@dataclass(frozen=True)
+class Refuse:
+    """The result is dropped, for a reason that the journal keeps."""
+
+    reason: str
+
+
+def judge(report: VisitReport, policy: AcceptanceConfig) -> Accept | Refuse:
+    """Decide on a visit's result: finite, bounded change, loss not worse than allowed."""
+    if not report.finite or not math.isfinite(report.update_norm):
+        return Refuse("the trained weights are not finite")
+    if not math.isfinite(report.loss):
+        return Refuse(f"the training loss is {report.loss}")
+    if policy.max_update_norm is not None and report.update_norm > policy.max_update_norm:
+        return Refuse(
+            f"the weights changed by {report.update_norm:.4g}, more than "
+            f"acceptance.max_update_norm = {policy.max_update_norm:g}"
+        )
+    if policy.max_loss_ratio is not None:
+        limit = policy.max_loss_ratio * report.first_loss
+        if report.loss > limit:
+            return Refuse(
+                f"the loss ended at {report.loss:.4g}, above acceptance.max_loss_ratio = "
+                f"{policy.max_loss_ratio:g} times the first epoch's {report.first_loss:.4g}"
+            )
+    return Accept()

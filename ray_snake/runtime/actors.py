@@ -1,0 +1,232 @@
+"""The Ray actors: thin shells around the local manager, the process engine and the driver."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import ray
+
+from ray_snake.config import SnakeConfig
+from ray_snake.data import ShardSource
+from ray_snake.errors import RunError, SnakeError
+from ray_snake.layers.state import LayerState
+from ray_snake.runtime.events import Event
+from ray_snake.runtime.journal import BlockRecord
+from ray_snake.runtime.messages import EvaluationReport, VisitReport, VisitTask
+from ray_snake.runtime.recipe import Recipe
+from ray_snake.runtime.states import Failed
+from ray_snake.storage import Storage
+
+AnyRef: TypeAlias = "ray.ObjectRef[Any]"
+BlockRef: TypeAlias = "ray.ObjectRef[LayerState]"
+
+PULL_TIMEOUT_SECONDS = 600.0
+
+
+def pull(refs: Sequence[BlockRef]) -> list[LayerState]:
+    """Return the blocks behind some refs: views of this machine's object store, read-only."""
+    return ray.get(list(refs), timeout=PULL_TIMEOUT_SECONDS)
+
+
+def _own_gpu_share() -> float:
+    resources = ray.get_runtime_context().get_assigned_resources()
+    return float(resources.get("GPU", 0.0))
+
+
+class SnakeNode:
+    """The actor of one node, or of several nodes of one machine that share a process.
+
+    Visits run one after another; progress, stop and release are answered meanwhile.
+
+    Args:
+        sources: The shard of each of its nodes, by node number.
+        recipe: The run's settings and functions.
+    """
+
+    def __init__(self, sources: Mapping[int, ShardSource], recipe: Recipe) -> None:
+        self._sources = dict(sources)
+        self._recipe = recipe
+
+    def open(self) -> dict[int, int]:
+        """Open every node's shard; return its rows by node number.
+
+        Raises:
+            InputError: If a shard can't be used, or the model can't be built.
+        """
+        import torch
+
+        from ray_snake.engine.device import take_device
+        from ray_snake.engine.visit import VisitControl
+        from ray_snake.runtime.local_manager import LocalManager
+
+        torch.set_num_threads(self._recipe.config.nodes.threads)
+        device = take_device(_own_gpu_share())
+        stack = self._recipe.skeleton()
+        self._control = VisitControl()
+        self._managers = {
+            node: LocalManager(source, self._recipe, stack, device)
+            for node, source in self._sources.items()
+        }
+        return {node: manager.samples for node, manager in self._managers.items()}
+
+    def visit(
+        self, node: int, task: VisitTask, refs: Mapping[int, list[BlockRef]]
+    ) -> tuple[VisitReport | LayerState, ...]:
+        """Train a visit's blocks; return the report and then each trained block, ascending.
+
+        Args:
+            node: Which of the actor's nodes is visited.
+            task: What to do.
+            refs: The block versions that the node lacks, nested so that Ray doesn't fetch them.
+        """
+        from ray_snake.engine.visit import VisitControl
+
+        started = time.perf_counter()
+        states = pull([ref for (ref,) in refs.values()])
+        seconds = time.perf_counter() - started
+        self._control = VisitControl()
+        report, trained = self._managers[node].visit(
+            task, dict(zip(refs, states, strict=True)), seconds, self._control
+        )
+        return (report, *trained)
+
+    @ray.method(concurrency_group="control")
+    def progress(self) -> tuple[int, int, float]:
+        """Return (step, steps, running mean loss) of the visit under way."""
+        control = self._control
+        return control.step, control.steps, control.loss
+
+    @ray.method(concurrency_group="control")
+    def stop(self) -> None:
+        """End the visit under way before its next step."""
+        self._control.stop.set()
+
+    @ray.method(concurrency_group="control")
+    def release(self, node: int, block: int, version: int) -> None:
+        """Let a node let go of a superseded block version."""
+        self._managers[node].release(block, version)
+
+
+class SnakeEngine:
+    """The actor of the process engine. Judging does not hold up storing.
+
+    Args:
+        recipe: The run's settings and functions.
+        storage: The run's folder.
+        evaluation: Held-out rows, or none.
+    """
+
+    def __init__(self, recipe: Recipe, storage: Storage, evaluation: ShardSource | None) -> None:
+        import torch
+
+        from ray_snake.engine.device import take_device
+        from ray_snake.runtime.process_engine import ProcessEngine
+
+        torch.set_num_threads(1)
+        self._engine = ProcessEngine(recipe, storage, evaluation, take_device(_own_gpu_share()))
+
+    def describe(self) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        """Return the blocks' names and bytes."""
+        return self._engine.block_names, self._engine.block_bytes
+
+    def initial(self) -> tuple[LayerState, ...]:
+        """Return version 0 of every block, one object each."""
+        return tuple(self._engine.initial())
+
+    def restore(self, blocks: Sequence[BlockRecord]) -> tuple[LayerState, ...]:
+        """Return stored block versions, one object each."""
+        return tuple(self._engine.restore(blocks))
+
+    def store(self, refs: list[BlockRef]) -> tuple[BlockRecord, ...]:
+        """Write block versions to storage."""
+        return self._engine.store(pull(refs))
+
+    def discard(self, blocks: Sequence[tuple[int, int]]) -> None:
+        """Delete superseded (block, version) pairs from storage."""
+        self._engine.discard(blocks)
+
+    @ray.method(concurrency_group="judging")
+    def evaluate(self, refs: list[BlockRef]) -> EvaluationReport:
+        """Judge the model that consists of these blocks."""
+        return self._engine.evaluate(pull(refs))
+
+    def weights_sha256(self, refs: list[BlockRef]) -> str:
+        """Return SHA-256 over all blocks (hexadecimal)."""
+        return self._engine.weights_sha256(pull(refs))
+
+
+class SnakeDriver:
+    """The actor of the driver: owns every ref, fetches none.
+
+    Args:
+        config: The run's settings.
+        sources: The nodes' shards, by number; only their names are looked at here.
+        recipe: Ref of the recipe, nested in a list: the driver passes it on unopened.
+        storage: The run's folder.
+        evaluation: Held-out rows, or none.
+        gpus_per_actor: GPU share of each node actor.
+    """
+
+    def __init__(
+        self,
+        config: SnakeConfig,
+        sources: Sequence[ShardSource],
+        recipe: list[AnyRef],
+        storage: Storage,
+        evaluation: ShardSource | None,
+        gpus_per_actor: float,
+    ) -> None:
+        self._events: list[Event] = []
+        self._news = asyncio.Event()
+        self._arguments: tuple[Any, ...] = (
+            config,
+            sources,
+            recipe[0],
+            storage,
+            evaluation,
+            gpus_per_actor,
+        )
+
+    async def run(self) -> None:
+        """Run the snake to its end.
+
+        Raises:
+            SnakeError: If the run failed.
+        """
+        from ray_snake.runtime.launch import make_driver
+
+        driver = make_driver(*self._arguments, emit=self._emit)
+        state = await driver.run()
+        if isinstance(state, Failed):
+            raise state.error
+
+    async def events(self, timeout: float) -> list[Event]:
+        """Return what happened since the last call; wait up to `timeout` seconds for anything."""
+        try:
+            await asyncio.wait_for(self._news.wait(), timeout)
+        except asyncio.TimeoutError:
+            return []
+        self._news.clear()
+        events, self._events = self._events, []
+        return events
+
+    def _emit(self, event: Event) -> None:
+        self._events.append(event)
+        self._news.set()
+
+
+def error_of(error: Exception) -> SnakeError:
+    """Return the error that a user should see for whatever a Ray call raised."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, SnakeError):
+        return cause
+    if isinstance(error, SnakeError):
+        return error
+    shown = cause if isinstance(cause, Exception) else error
+    return RunError(
+        f"{type(shown).__name__}: {' '.join(str(shown).split())[:400]}",
+        "look into it, then go on with --resume",
+    )

@@ -1,0 +1,97 @@
+"""What the driver needs of the processes it directs. Ray gives one form of it, tests another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ray_snake.runtime.journal import BlockRecord
+from ray_snake.runtime.messages import EvaluationReport, VisitReport, VisitTask
+
+Ref = Any
+"""A block version somewhere: an `ObjectRef`, or whatever a test passes on in its place."""
+
+
+class ProcessLostError(Exception):
+    """A process died, stopped answering, or took too long; the text says which and why."""
+
+
+class BlocksLostError(Exception):
+    """The only copy of a block version died with its machine; storage has the last accepted."""
+
+
+class NodeHandle(Protocol):
+    """One node."""
+
+    async def visit(
+        self, task: VisitTask, refs: Mapping[int, Ref]
+    ) -> tuple[VisitReport, dict[int, Ref]]:
+        """Train; return the report and the refs of the trained blocks.
+
+        Args:
+            task: What to do.
+            refs: The block versions that the node lacks, by block.
+
+        Raises:
+            ProcessLostError: If the node died on the way.
+            BlocksLostError: If a block could not be pulled any more.
+            SnakeError: If the visit can't be done at all.
+        """
+
+    async def progress(self) -> tuple[int, int, float] | None:
+        """Return (step, steps, running mean loss) of the visit under way, or none if unknown."""
+
+    def stop(self) -> None:
+        """Ask the visit under way to end before its next step; don't wait."""
+
+    def release(self, block: int, version: int) -> None:
+        """Tell the node to let go of a superseded version; don't wait."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartedNode:
+    """A node that has opened its shard."""
+
+    handle: NodeHandle
+    samples: int
+
+
+class NodeLauncher(Protocol):
+    """Starts and ends the processes that host nodes."""
+
+    async def launch(self, group: tuple[int, ...]) -> dict[int, StartedNode]:
+        """Start one process for these nodes and return them once all have opened their shards.
+
+        Raises:
+            ProcessLostError: If the process died on the way.
+            SnakeError: If it can't be started, or a shard can't be used.
+        """
+
+    def kill(self, group: tuple[int, ...]) -> None:
+        """End the process of these nodes, if there is one."""
+
+
+class EngineHandle(Protocol):
+    """The process engine. Each method raises ProcessLostError if its process died."""
+
+    async def start(self) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        """Start the process, anew if it had died; return the blocks' names and bytes."""
+
+    async def initial(self) -> list[Ref]:
+        """Return version 0 of every block."""
+
+    async def restore(self, blocks: Sequence[BlockRecord]) -> list[Ref]:
+        """Return stored block versions; every other stored version of a block is deleted."""
+
+    async def store(self, refs: Sequence[Ref]) -> tuple[BlockRecord, ...]:
+        """Write block versions to storage; return when they are there."""
+
+    async def discard(self, blocks: Sequence[tuple[int, int]]) -> None:
+        """Delete superseded (block, version) pairs from storage."""
+
+    async def evaluate(self, refs: Sequence[Ref]) -> EvaluationReport:
+        """Judge the model that consists of these blocks."""
+
+    async def weights_sha256(self, refs: Sequence[Ref]) -> str:
+        """Return SHA-256 over all blocks (hexadecimal)."""

@@ -1,0 +1,138 @@
+"""The process engine: tensor work at the driver's side. First weights, checks, storage, judging."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+
+from ray_snake.data import NodeDataset, ShardSource
+from ray_snake.engine.evaluate import evaluate
+from ray_snake.engine.objective import TaskLoss
+from ray_snake.errors import VisitFailedError
+from ray_snake.layers.files import BlockFiles
+from ray_snake.layers.state import LayerState, weights_sha256
+from ray_snake.layers.tensors import pack, unpack
+from ray_snake.runtime.journal import BlockRecord
+from ray_snake.runtime.messages import EvaluationReport
+from ray_snake.runtime.recipe import Recipe
+from ray_snake.storage import Storage
+
+
+class ProcessEngine:
+    """Everything that needs the weights and isn't training.
+
+    Args:
+        recipe: The run's settings and functions.
+        storage: The run's folder.
+        evaluation: Held-out rows; none: `evaluate` is not called.
+        device: Where to judge.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        storage: Storage,
+        evaluation: ShardSource | None,
+        device: torch.device,
+    ) -> None:
+        self._recipe = recipe
+        self._device = device
+        self._files = BlockFiles(storage)
+        self._stack = recipe.skeleton()
+        self._task: TaskLoss = recipe.objective().task
+        self._evaluation = None if evaluation is None else NodeDataset.open(evaluation)
+
+    @property
+    def block_names(self) -> tuple[str, ...]:
+        """The blocks' names, in order."""
+        return self._stack.names
+
+    @property
+    def block_bytes(self) -> tuple[int, ...]:
+        """Bytes of each block's weights and persistent buffers, in order."""
+        return self._stack.block_bytes()
+
+    def initial(self) -> list[LayerState]:
+        """Return version 0 of every block, as the run's seed makes it."""
+        stack = self._recipe.initial()
+        return [pack(block, 0, stack.tensors(block)) for block in range(len(stack))]
+
+    def restore(self, blocks: Sequence[BlockRecord]) -> list[LayerState]:
+        """Return stored block versions, checked against their checksums.
+
+        Versions that an interrupted run left beside them are deleted.
+
+        Raises:
+            CheckpointError: If one is missing or damaged.
+        """
+        states = [self._files.read(one.block, one.version, one.checksum) for one in blocks]
+        for one in blocks:
+            self._files.keep_only(one.block, one.version)
+        return states
+
+    def store(self, states: Sequence[LayerState]) -> tuple[BlockRecord, ...]:
+        """Check block versions against the network and write them to storage.
+
+        Raises:
+            VisitFailedError: If a block has other shapes than the network's.
+            StorageError: If the storage refuses a file.
+        """
+        records = []
+        for state in states:
+            self._check_shapes(state)
+            self._files.write(state)
+            records.append(
+                BlockRecord(
+                    block=state.block,
+                    version=state.version,
+                    bytes=state.nbytes,
+                    checksum=state.checksum(),
+                )
+            )
+        return tuple(records)
+
+    def discard(self, blocks: Sequence[tuple[int, int]]) -> None:
+        """Delete superseded (block, version) pairs from storage."""
+        for block, version in blocks:
+            self._files.delete(block, version)
+
+    def evaluate(self, states: Sequence[LayerState]) -> EvaluationReport:
+        """Judge the model that consists of these blocks."""
+        if self._evaluation is None:
+            raise RuntimeError("there are no held-out rows to evaluate on")
+        started = time.perf_counter()
+        for block, state in enumerate(states):
+            self._stack.load(block, unpack(state, self._device), trainable=False)
+        try:
+            result = evaluate(
+                self._stack,
+                self._evaluation,
+                task=self._task,
+                batch_size=self._recipe.config.evaluation.batch_size,
+                device=self._device,
+            )
+        finally:
+            for block in range(len(self._stack)):
+                self._stack.unload(block)
+        return EvaluationReport(
+            samples=result.samples,
+            loss=result.loss,
+            accuracy=result.accuracy,
+            seconds=time.perf_counter() - started,
+        )
+
+    def weights_sha256(self, states: Sequence[LayerState]) -> str:
+        """Return SHA-256 over all blocks (hexadecimal)."""
+        return weights_sha256(states)
+
+    def _check_shapes(self, state: LayerState) -> None:
+        expected = {n: tuple(t.shape) for n, t in self._stack.tensors(state.block).items()}
+        actual = {name: array.shape for name, array in state.arrays.items()}
+        if actual != expected:
+            raise VisitFailedError(
+                f"block {state.block} came back from visit {state.version} with arrays "
+                f"{actual} in place of {expected}",
+                "a model function must return the same network each time it is called",
+            )

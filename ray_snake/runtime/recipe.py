@@ -1,0 +1,76 @@
+"""What every process of a run needs to build the same network and the same loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ray_snake.config import SnakeConfig
+from ray_snake.seeds import derive_seed
+
+if TYPE_CHECKING:
+    from ray_snake.engine.objective import Objective, TaskLoss
+    from ray_snake.engine.stack import BlockStack, Network
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """The settings, and what a user gave as Python functions in place of names.
+
+    Importing this module does not import torch, so that the driver can pass a recipe on.
+
+    Attributes:
+        config: All settings.
+        function: A user's model function; none: the settings' model is built.
+        loss: A user's task loss; none: the settings' loss.
+    """
+
+    config: SnakeConfig
+    function: Callable[[], Network] | None = None
+    loss: TaskLoss | None = None
+
+    def build(self) -> Network:
+        """Return a new network with weights from torch's current random state.
+
+        Raises:
+            ModelError: If the settings' model can't be built.
+        """
+        if self.function is not None:
+            return self.function()
+        from ray_snake.models.registry import build_model
+
+        return build_model(self.config.model.name, self.config.model.options)
+
+    def skeleton(self) -> BlockStack:
+        """Return the network cut into blocks, its weights on the meta device.
+
+        Raises:
+            ModelError: If the network can't be built or cut.
+        """
+        from ray_snake.engine.stack import BlockStack
+
+        return BlockStack.skeleton(self.build)
+
+    def initial(self) -> BlockStack:
+        """Return the network cut into blocks, with the initial weights of the run's seed.
+
+        Raises:
+            ModelError: If the network can't be built or cut.
+        """
+        import torch
+
+        from ray_snake.engine.stack import BlockStack
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(self.config.seed, "initial weights"))
+            return BlockStack.build(self.build)
+
+    def objective(self, label_counts: object = None) -> Objective:
+        """Return the loss of a visit, adjusted for a node's label counts (classes,) if given."""
+        import torch
+
+        from ray_snake.engine.objective import Objective
+
+        counts = None if label_counts is None else torch.as_tensor(label_counts)
+        return Objective(self.config.loss, label_counts=counts, task=self.loss)

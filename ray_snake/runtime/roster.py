@@ -1,0 +1,149 @@
+"""The roster: which nodes are up, which are starting, and how often each was started again."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+
+from ray_snake.errors import NodeFailedError
+from ray_snake.runtime.events import Event, NodeLost, NodeReady
+from ray_snake.runtime.handles import NodeHandle, NodeLauncher, ProcessLostError, StartedNode
+
+
+def group_nodes(nodes: int, nodes_per_actor: int) -> list[tuple[int, ...]]:
+    """Return the nodes of each actor process: consecutive ones, the last group may be smaller."""
+    return [
+        tuple(range(first, min(first + nodes_per_actor, nodes)))
+        for first in range(0, nodes, nodes_per_actor)
+    ]
+
+
+class Roster:
+    """Starts nodes, a few at a time, in the order in which they are needed.
+
+    Args:
+        names: The nodes' names, by number.
+        groups: The nodes of each process.
+        launcher: Starts and ends the processes.
+        window: How many processes start at once, so that the first is not slowed by the last.
+        start_timeout: Seconds a process may take to start.
+        restarts: How often one process may be started again.
+        emit: Told which nodes are ready or lost.
+    """
+
+    def __init__(
+        self,
+        *,
+        names: Sequence[str],
+        groups: Sequence[tuple[int, ...]],
+        launcher: NodeLauncher,
+        window: int,
+        start_timeout: float,
+        restarts: int,
+        emit: Callable[[Event], None],
+    ) -> None:
+        self._names = names
+        self._group_of = {node: group for group in groups for node in group}
+        self._launcher = launcher
+        self._slots = asyncio.Semaphore(window)
+        self._start_timeout = start_timeout
+        self._restarts_left = dict.fromkeys(groups, restarts)
+        self._emit = emit
+        self._starts: dict[tuple[int, ...], asyncio.Task[dict[int, StartedNode]]] = {}
+
+    def begin(self, order: Sequence[int]) -> None:
+        """Start all nodes in the background, in the order given."""
+        for node in order:
+            group = self._group_of[node]
+            if group not in self._starts:
+                self._starts[group] = asyncio.create_task(self._start(group))
+
+    async def node(self, number: int) -> NodeHandle:
+        """Return a node once it is up.
+
+        Raises:
+            SnakeError: If this node, or any other before it, could not be started.
+        """
+        self.raise_failure()
+        started = await asyncio.shield(self._starts[self._group_of[number]])
+        return started[number].handle
+
+    def up(self) -> dict[int, NodeHandle]:
+        """Return the nodes that are up, by number."""
+        return {
+            node: one.handle
+            for start in self._starts.values()
+            if start.done() and not start.cancelled() and start.exception() is None
+            for node, one in start.result().items()
+        }
+
+    def raise_failure(self) -> None:
+        """Raise what kept any node from starting, if anything did."""
+        for start in self._starts.values():
+            if start.done() and not start.cancelled():
+                failure = start.exception()
+                if failure is not None:
+                    raise failure
+
+    def lost(self, number: int, reason: str) -> tuple[int, ...]:
+        """Start the process of a lost node again; return all nodes that were in it.
+
+        Raises:
+            NodeFailedError: If it was started again too often.
+        """
+        group = self._group_of[number]
+        self._note_loss(group, number, reason)
+        self._starts[group] = asyncio.create_task(self._start(group))
+        return group
+
+    async def close(self) -> None:
+        """End all processes and whatever is still starting."""
+        for start in self._starts.values():
+            start.cancel()
+        await asyncio.gather(*self._starts.values(), return_exceptions=True)
+        for group in self._starts:
+            self._launcher.kill(group)
+
+    async def _start(self, group: tuple[int, ...]) -> dict[int, StartedNode]:
+        async with self._slots:
+            while True:
+                began = time.monotonic()
+                try:
+                    started = await asyncio.wait_for(
+                        self._launcher.launch(group), self._start_timeout
+                    )
+                except asyncio.TimeoutError:
+                    self._launcher.kill(group)
+                    raise NodeFailedError(
+                        f"node {self._names[group[0]]} did not start within "
+                        f"{self._start_timeout:g} s",
+                        "see whether the cluster has room for nodes.cpus, nodes.gpus, "
+                        "nodes.memory_bytes and nodes.labels, or raise "
+                        "nodes.start_timeout_seconds",
+                    ) from None
+                except ProcessLostError as error:
+                    self._note_loss(group, group[0], str(error))
+                    continue
+                seconds = time.monotonic() - began
+                for node, one in started.items():
+                    self._emit(
+                        NodeReady(
+                            node=node,
+                            name=self._names[node],
+                            samples=one.samples,
+                            seconds=seconds,
+                        )
+                    )
+                return started
+
+    def _note_loss(self, group: tuple[int, ...], number: int, reason: str) -> None:
+        self._launcher.kill(group)
+        self._emit(NodeLost(node=number, name=self._names[number], reason=reason))
+        if self._restarts_left[group] == 0:
+            raise NodeFailedError(
+                f"node {self._names[number]} was lost once more than "
+                f"failures.node_restarts allows ({reason})",
+                "look into why it dies (memory?), then go on with --resume",
+            )
+        self._restarts_left[group] -= 1

@@ -1,0 +1,66 @@
+"""The states of the driver: what it is doing now, each a small named type."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ray_snake.errors import SnakeError
+from ray_snake.planning.span import Visit
+from ray_snake.runtime.messages import VisitReport, VisitTask
+
+
+@dataclass(frozen=True, kw_only=True)
+class Starting:
+    """The journal is read and the current blocks are brought into the object store.
+
+    Attributes:
+        after: What was lost, when a running run goes back to its journal; empty at first.
+    """
+
+    after: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scheduling:
+    """The next visit is chosen."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Visiting:
+    """A visit is with its node, or waits for it to start."""
+
+    visit: Visit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deciding:
+    """A visit came back and is accepted or refused."""
+
+    task: VisitTask
+    report: VisitReport
+    refs: Mapping[int, Any] = field(repr=False)
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finishing:
+    """All visits are decided; what is not yet on storage is awaited."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """The run is done."""
+
+    weights_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed:
+    """The run ended early; it can be resumed from its journal."""
+
+    error: SnakeError
+
+
+State = Starting | Scheduling | Visiting | Deciding | Finishing | Finished | Failed

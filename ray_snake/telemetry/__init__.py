@@ -1,0 +1,1 @@
+"""What a run shows and reports, read from its events and its journal alone."""

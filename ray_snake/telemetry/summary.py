@@ -1,0 +1,76 @@
+"""What a run came to, as the object that `--json` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from ray_snake.runtime.journal import EvaluationRecord, JournalRecord, VisitRecord
+
+
+def run_summary(run: str, records: Iterable[JournalRecord], weights_sha256: str) -> dict[str, Any]:
+    """Return the JSON object of a run, from its journal.
+
+    Args:
+        run: The run's folder or URI.
+        records: The journal, in order; it may be a part of a run.
+        weights_sha256: SHA-256 of the weights after the last record, hexadecimal.
+
+    Returns:
+        An object with the keys
+
+        - `run`: as given;
+        - `metrics`: `loss`, and `accuracy` (in [0, 1]) where there are classes, of the latest
+          evaluation, else of the training in the last accepted visit; empty where neither is;
+        - `trips`: number of the last trip with a decided visit;
+        - `visits`: accepted visits;
+        - `refused`: refused visits;
+        - `bytes_moved`: bytes of all blocks that nodes pulled, for refused visits too. What a node
+          returns is counted once, where the next node pulls it;
+        - `seconds`: time in which a visit or an evaluation was under way; time between a crash and
+          its resume is not counted, nor are visits at the same time counted twice;
+        - `weights_sha256`: as given.
+    """
+    journal = [one for one in records if isinstance(one, VisitRecord | EvaluationRecord)]
+    visits = [record for record in journal if isinstance(record, VisitRecord)]
+    return {
+        "run": run,
+        "metrics": _metrics(journal),
+        "trips": max((visit.trip for visit in visits), default=0),
+        "visits": sum(visit.accepted for visit in visits),
+        "refused": sum(not visit.accepted for visit in visits),
+        "bytes_moved": bytes_moved(visits),
+        "seconds": round(busy_seconds(journal), 3),
+        "weights_sha256": weights_sha256,
+    }
+
+
+def bytes_moved(visits: Iterable[VisitRecord]) -> int:
+    """Return the bytes of all blocks that nodes pulled in these visits."""
+    return sum(visit.bytes_pulled for visit in visits)
+
+
+def busy_seconds(records: Iterable[VisitRecord | EvaluationRecord]) -> float:
+    """Return for how long at least one of these visits and evaluations was under way."""
+    periods = sorted((one.finished_at - one.seconds, one.finished_at) for one in records)
+    total = 0.0
+    counted_until = float("-inf")
+    for start, end in periods:
+        total += max(0.0, end - max(start, counted_until))
+        counted_until = max(counted_until, end)
+    return total
+
+
+def _metrics(journal: list[VisitRecord | EvaluationRecord]) -> dict[str, float]:
+    latest: VisitRecord | EvaluationRecord | None = None
+    for record in journal:
+        if isinstance(record, EvaluationRecord) or (
+            record.accepted and not isinstance(latest, EvaluationRecord)
+        ):
+            latest = record
+    if latest is None:
+        return {}
+    metrics = {"loss": latest.loss}
+    if latest.accuracy is not None:
+        metrics["accuracy"] = latest.accuracy
+    return metrics

@@ -1,0 +1,123 @@
+"""A run's scalars for TensorBoard, written from its journal to any storage.
+
+The events are written in parts, each a file that never changes once written. One growing file
+would need less of them, but object stores can't append, and TensorBoard's default reader keeps a
+file that was replaced under its name open and never sees the new one.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable
+
+from tensorboard.compat.proto import event_pb2, summary_pb2
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+from ray_snake.runtime.journal import EvaluationRecord, JournalRecord, VisitRecord
+from ray_snake.storage import Storage
+
+FOLDER = "tensorboard"
+FILE_VERSION = "brain.Event:2"
+_PART_NAME = re.compile(r"events\.out\.tfevents\.(\d+)-(\d+)\.ray_snake")
+
+
+class EventFile:
+    """The TensorBoard events of one run.
+
+    A visit is a step: `loss/train`, `accuracy/train`, `learning_rate`, `update_norm`, `trip`,
+    `visits/refused` (so far), `bytes/pulled`, `bytes/returned`, `bytes/total` (pulled so far),
+    `seconds/visit`, `seconds/pull`, `seconds/train`; and, from evaluations, `loss/test`,
+    `accuracy/test`, `seconds/evaluation`. Bytes and seconds are plain numbers in those units.
+
+    A part's name says which of the journal's records it holds, counted from 0. So a run that
+    resumes goes on after what is stored, and no point is there twice.
+
+    Args:
+        storage: The run's folder; parts go to its folder `tensorboard`.
+        records: What the journal holds already, from its first record on. What of it is not stored
+            yet is written by the next `flush`.
+
+    Raises:
+        StorageError: If the folder can't be listed.
+    """
+
+    def __init__(self, storage: Storage, records: Iterable[JournalRecord] = ()) -> None:
+        self._storage = storage
+        self._stored = 0
+        for name in storage.list(FOLDER):
+            if part := _PART_NAME.fullmatch(name):
+                self._stored = max(self._stored, int(part[2]) + 1)
+        self._added = 0
+        self._bytes_total = 0
+        self._refused = 0
+        self._pending: list[event_pb2.Event] = []
+        for record in records:
+            self.add(record)
+
+    def add(self, record: JournalRecord) -> None:
+        """Take the journal's next record; it is stored by the next `flush`."""
+        if isinstance(record, VisitRecord):
+            self._bytes_total += record.bytes_pulled
+            self._refused += not record.accepted
+        if self._added >= self._stored and isinstance(record, VisitRecord | EvaluationRecord):
+            self._pending.append(self._event(record))
+        self._added += 1
+
+    def flush(self) -> None:
+        """Store what was added since the last flush, as one part; nothing, if nothing was.
+
+        TensorBoard opens every part, so flush when a trip or an evaluation ends rather than after
+        every visit of a long run.
+
+        Raises:
+            StorageError: If the storage refuses it; the next flush tries again.
+        """
+        if not self._pending:
+            return
+        buffer = io.BytesIO()
+        writer = RecordWriter(buffer)
+        header = event_pb2.Event(wall_time=self._pending[0].wall_time, file_version=FILE_VERSION)
+        for event in (header, *self._pending):
+            writer.write(event.SerializeToString())
+        name = f"events.out.tfevents.{self._stored:08d}-{self._added - 1:08d}.ray_snake"
+        self._storage.write(f"{FOLDER}/{name}", buffer.getvalue())
+        self._stored = self._added
+        self._pending.clear()
+
+    def _event(self, record: VisitRecord | EvaluationRecord) -> event_pb2.Event:
+        scalars = (
+            self._visit_scalars(record)
+            if isinstance(record, VisitRecord)
+            else {
+                "loss/test": record.loss,
+                "accuracy/test": record.accuracy,
+                "seconds/evaluation": record.seconds,
+            }
+        )
+        values = [
+            summary_pb2.Summary.Value(tag=tag, simple_value=value)
+            for tag, value in scalars.items()
+            if value is not None
+        ]
+        return event_pb2.Event(
+            wall_time=record.finished_at,
+            step=record.visit,
+            summary=summary_pb2.Summary(value=values),
+        )
+
+    def _visit_scalars(self, record: VisitRecord) -> dict[str, float | None]:
+        return {
+            "loss/train": record.loss,
+            "accuracy/train": record.accuracy,
+            "learning_rate": record.learning_rate,
+            "update_norm": record.update_norm,
+            "trip": record.trip,
+            "visits/refused": self._refused,
+            "bytes/pulled": record.bytes_pulled,
+            "bytes/returned": record.bytes_returned,
+            "bytes/total": self._bytes_total,
+            "seconds/visit": record.seconds,
+            "seconds/pull": record.pull_seconds,
+            "seconds/train": record.train_seconds,
+        }

@@ -238,8 +238,10 @@ class FailureConfig(Section):
     node_restarts: NonNegativeInt = Field(
         default=3, description="How often one node may be started again in a run."
     )
-    driver_restarts: NonNegativeInt = Field(
-        default=1, description="How often the driver is started again from the journal."
+    recoveries: NonNegativeInt = Field(
+        default=3,
+        description="How often the run may go back to its journal after the driver, the process "
+        "engine or the only copy of a block was lost.",
     )
     visit_timeout_seconds: PositiveFloat = Field(
         default=3600.0, description="A visit that takes longer counts as a failed node."
@@ -256,6 +258,7 @@ class EvaluationConfig(Section):
         default=None, description="Evaluate after so many visits; default: after every trip."
     )
     batch_size: PositiveInt = Field(default=256, description="Samples per evaluation batch.")
+    gpus: NonNegativeFloat = Field(default=0.0, description="GPU share of the evaluation.")
 
 
 class StorageConfig(Section):

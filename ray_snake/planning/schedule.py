@@ -39,6 +39,15 @@ class Schedule:
         self._handed_out = 0
         self._crossing: list[int] = []
 
+    def upcoming_nodes(self) -> list[int]:
+        """Return the nodes that still have visits, in the order of their next one."""
+        trip, position = divmod(self._handed_out, self.nodes)
+        left = [] if position == 0 else self._crossing[position:]
+        next_trip = trip + 1 if position == 0 else trip + 2
+        if next_trip * self.nodes <= self.total:
+            left = [*left, *self._order.crossing(next_trip, self.nodes)]
+        return list(dict.fromkeys(left))
+
     def next(self) -> Visit | None:
         """Return the next visit, or none when the run's trips are done."""
         if self._handed_out == self.total:

@@ -11,7 +11,6 @@ import ray
 
 from ray_snake.config import SnakeConfig
 from ray_snake.data import ShardSource
-from ray_snake.errors import RunError, SnakeError
 from ray_snake.layers.state import LayerState
 from ray_snake.runtime.events import Event
 from ray_snake.runtime.journal import BlockRecord
@@ -216,17 +215,3 @@ class SnakeDriver:
     def _emit(self, event: Event) -> None:
         self._events.append(event)
         self._news.set()
-
-
-def error_of(error: Exception) -> SnakeError:
-    """Return the error that a user should see for whatever a Ray call raised."""
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, SnakeError):
-        return cause
-    if isinstance(error, SnakeError):
-        return error
-    shown = cause if isinstance(cause, Exception) else error
-    return RunError(
-        f"{type(shown).__name__}: {' '.join(str(shown).split())[:400]}",
-        "look into it, then go on with --resume",
-    )

@@ -149,9 +149,8 @@ class Journal:
         self._storage = storage
         self._records: list[JournalRecord] = []
         self._current: dict[int, BlockRecord] = {}
-        for name in storage.list("journal"):
-            for record in self._parse(name, storage.read(f"journal/{name}")):
-                self._take(record)
+        for record in read_records(storage):
+            self._take(record)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -182,7 +181,7 @@ class Journal:
         segment = len(self._records) // SEGMENT_RECORDS
         open_records = [*self._records[segment * SEGMENT_RECORDS :], record]
         lines = "".join(one.model_dump_json() + "\n" for one in open_records)
-        self._storage.write(f"journal/{segment:06d}.jsonl", lines.encode())
+        self._storage.write(f"journal/{_segment_name(segment)}", lines.encode())
         self._take(record)
 
     def _take(self, record: JournalRecord) -> None:
@@ -190,12 +189,32 @@ class Journal:
         if not isinstance(record, EvaluationRecord):
             self._current.update((block.block, block) for block in record.blocks)
 
-    @staticmethod
-    def _parse(name: str, content: bytes) -> list[JournalRecord]:
-        try:
-            return [_RECORD.validate_json(line) for line in content.decode().splitlines()]
-        except (ValidationError, UnicodeDecodeError) as error:
-            raise CheckpointError(
-                f"journal/{name} is damaged ({str(error).splitlines()[0]})",
-                "restore that file from a copy; the run can't be resumed without it",
-            ) from None
+
+def read_records(storage: Storage, first: int = 0) -> list[JournalRecord]:
+    """Return a run's records from number `first` (from 0) on; reads only the segments it needs.
+
+    Raises:
+        CheckpointError: If a segment is damaged.
+    """
+    segment = first // SEGMENT_RECORDS
+    records = [
+        record
+        for name in storage.list("journal")
+        if name >= _segment_name(segment)
+        for record in _parse(name, storage.read(f"journal/{name}"))
+    ]
+    return records[first - segment * SEGMENT_RECORDS :]
+
+
+def _segment_name(segment: int) -> str:
+    return f"{segment:06d}.jsonl"
+
+
+def _parse(name: str, content: bytes) -> list[JournalRecord]:
+    try:
+        return [_RECORD.validate_json(line) for line in content.decode().splitlines()]
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise CheckpointError(
+            f"journal/{name} is damaged ({str(error).splitlines()[0]})",
+            "restore that file from a copy; the run can't be resumed without it",
+        ) from None

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 import torch
 
 from ray_snake.data import NodeDataset, ShardSource
-from ray_snake.engine.fit import output_shape
 from ray_snake.engine.stack import BlockStack
 from ray_snake.engine.visit import VisitControl, train_visit
 from ray_snake.layers.state import LayerState
 from ray_snake.layers.tensors import pack, unpack
 from ray_snake.runtime.messages import VisitReport, VisitTask
+from ray_snake.runtime.preflight import classes_for, facts_of
 from ray_snake.runtime.recipe import Recipe
 
 
@@ -39,15 +39,7 @@ class LocalManager:
         self._held: dict[int, LayerState] = {}
         self._produced: dict[int, int] = {}
         self._shard = NodeDataset.open(source)
-        classes = None
-        if self._shard.has_class_labels:
-            shape = output_shape(
-                stack,
-                self._shard.sample_shape,
-                integer_inputs=self._shard.has_integer_inputs,
-                subject=source.name,
-            )
-            classes = shape[-1]
+        classes = classes_for(stack, facts_of(self._shard), source.name)
         self._shard.check(classes)
         self._objective = recipe.objective(
             None if classes is None else self._shard.label_counts(classes)

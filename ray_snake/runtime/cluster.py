@@ -1,0 +1,172 @@
+"""The Ray cluster of a run: an embedded one, or one that is there already, and what it can give."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from ray_snake.config import NodesConfig
+from ray_snake.errors import ConfigError, ResourceError, RunError, SnakeError
+
+
+@contextlib.contextmanager
+def connected(address: str | None) -> Iterator[None]:
+    """Use the Ray cluster at `address`, or the one already joined, or an embedded one.
+
+    An embedded cluster lives on this machine and ends with the block. `RAY_ADDRESS` (set within
+    a Ray job) counts as an address.
+
+    Raises:
+        ResourceError: If there is no cluster at the address.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address == "local":
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        quiet["include_dashboard"] = False
+    try:
+        ray.init(address=address, **quiet)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ResourceError(
+            f"--address {address}",
+            f"no Ray cluster answers there ({' '.join(str(error).split())[:200]})",
+            "give the address of a running head, or none for an embedded one",
+        ) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def is_embedded(address: str | None) -> bool:
+    """Return whether a run at `address` has all its nodes on this machine, in its own cluster."""
+    if ray.is_initialized():
+        return False
+    return (address or os.environ.get("RAY_ADDRESS") or "local") == "local"
+
+
+@dataclass
+class _Machine:
+    name: str
+    left: dict[str, float]
+    labels: dict[str, str]
+
+
+def gpu_share(nodes: NodesConfig, actors: int) -> float:
+    """Return the GPUs of each node actor; `auto` divides the cluster's evenly, in hundredths."""
+    if nodes.gpus != "auto":
+        return nodes.gpus
+    share = float(ray.cluster_resources().get("GPU", 0.0)) / actors
+    return float(int(share)) if share >= 1 else int(share * 100) / 100
+
+
+def check_resources(nodes: NodesConfig, actors: int, gpus: float) -> None:
+    """Check that the machines that are up can host all node actors at once.
+
+    Args:
+        nodes: What each actor asks for.
+        actors: Number of actors.
+        gpus: Each actor's GPU share.
+
+    Raises:
+        ResourceError: Naming the setting, what was asked for, and what the cluster has.
+    """
+    if nodes.may_scale:
+        return
+    machines = [
+        _Machine(
+            name=str(one["NodeManagerHostname"]),
+            left={name: float(amount) for name, amount in one["Resources"].items()},
+            labels={str(k): str(v) for k, v in (one.get("Labels") or {}).items()},
+        )
+        for one in ray.nodes()
+        if one["Alive"]
+    ]
+    able = [one for one in machines if _matches(one.labels, nodes.labels)]
+    if not able:
+        known = sorted({f"{k}={v}" for one in machines for k, v in one.labels.items()})
+        raise ResourceError(
+            "nodes.labels",
+            f"no machine of the cluster has {nodes.labels}",
+            f"use labels that machines have ({', '.join(known) or 'none have any'})",
+        )
+    for key, resource, amount in (
+        ("nodes.cpus", "CPU", nodes.cpus),
+        ("nodes.gpus", "GPU", gpus),
+        ("nodes.memory_bytes", "memory", float(nodes.memory_bytes)),
+    ):
+        room = sum(int(one.left.get(resource, 0.0) / amount + 1e-9) for one in able if amount > 0)
+        if amount > 0 and room < actors:
+            have = ", ".join(f"{one.name} {one.left.get(resource, 0.0):g}" for one in able)
+            raise ResourceError(
+                key,
+                f"{actors} node actors with {amount:g} each don't fit on what the cluster has "
+                f"({resource}: {have})",
+                f"lower {key}, raise nodes.nodes_per_actor, or set nodes.may_scale if the "
+                "cluster grows by itself",
+            )
+
+
+def _matches(labels: dict[str, str], selector: dict[str, str]) -> bool:
+    """Return whether a machine's labels satisfy a Ray label selector."""
+    for key, wanted in selector.items():
+        value = labels.get(key)
+        negated = wanted.startswith("!")
+        wanted = wanted.removeprefix("!")
+        if wanted.startswith("in(") and wanted.endswith(")"):
+            inside = value in [one.strip() for one in wanted[3:-1].split(",")]
+        else:
+            inside = value == wanted
+        if inside == negated:
+            return False
+    return True
+
+
+def on_cluster(nodes: NodesConfig) -> Callable[..., list[Any]]:
+    """Return a runner that calls a function on machines that may host the nodes.
+
+    Shards may be readable only there. Each call is a Ray task that ends with its answer.
+    """
+
+    def run(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        options: dict[str, Any] = {"num_cpus": 0, "max_retries": 2, "scheduling_strategy": "SPREAD"}
+        if nodes.labels:
+            options["label_selector"] = nodes.labels
+        task: Any = ray.remote(function)
+        refs = [task.options(**options).remote(*one) for one in arguments]
+        try:
+            return list(ray.get(refs, timeout=nodes.start_timeout_seconds))
+        except ray.exceptions.GetTimeoutError:
+            raise ConfigError(
+                "nodes",
+                f"no machine looked at the shards within {nodes.start_timeout_seconds:g} s",
+                "see whether machines with nodes.labels are up, or raise "
+                "nodes.start_timeout_seconds",
+            ) from None
+        except ray.exceptions.RayError as error:
+            raise error_of(error) from None
+
+    return run
+
+
+def error_of(error: Exception) -> SnakeError:
+    """Return the error that a user should see for whatever a Ray call raised."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, SnakeError):
+        return cause
+    if isinstance(error, SnakeError):
+        return error
+    shown = cause if isinstance(cause, Exception) else error
+    return RunError(
+        f"{type(shown).__name__}: {' '.join(str(shown).split())[:400]}",
+        "look into it, then go on with --resume",
+    )

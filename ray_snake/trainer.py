@@ -1,0 +1,314 @@
+"""`SnakeTrainer`: takes a request, checks it, starts the driver and reports on the run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import ray
+
+from ray_snake.config import SnakeConfig
+from ray_snake.data import ShardSource
+from ray_snake.errors import DriverFailedError
+from ray_snake.runtime.actors import SnakeDriver
+from ray_snake.runtime.cluster import (
+    check_resources,
+    connected,
+    error_of,
+    gpu_share,
+    is_embedded,
+    on_cluster,
+)
+from ray_snake.runtime.events import Evaluated, Event, RunEnded
+from ray_snake.runtime.journal import read_records
+from ray_snake.runtime.launch import actor_class, here
+from ray_snake.runtime.recipe import Recipe
+from ray_snake.runtime.roster import group_nodes
+from ray_snake.runtime.run_folder import RunFolder, choose_run
+from ray_snake.storage import Storage
+from ray_snake.telemetry.history import history_table
+from ray_snake.telemetry.progress import ConsoleProgress
+from ray_snake.telemetry.summary import run_summary
+from ray_snake.telemetry.tensorboard import EventFile
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ray_snake.engine.objective import TaskLoss
+    from ray_snake.engine.stack import Network
+
+EVENTS_SECONDS = 1.0
+DRIVER_TIMEOUT_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run.
+
+    Attributes:
+        run: The run's folder or URI.
+        summary: What `--json` prints: `run`, `metrics`, `trips`, `visits`, `bytes_moved` (bytes),
+            `seconds`, `weights_sha256`.
+        recipe: Settings and functions of the run.
+    """
+
+    run: str
+    summary: dict[str, Any]
+    recipe: Recipe
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """`loss` and, with classes, `accuracy` in [0, 1], of the last evaluation."""
+        metrics: dict[str, float] = self.summary["metrics"]
+        return metrics
+
+    @property
+    def checkpoint(self) -> str:
+        """Folder or URI of the stored blocks, one safetensors file each."""
+        return Storage(self.run).child("blocks").uri
+
+    @cached_property
+    def history(self) -> pa.Table:
+        """One row per visit; units stand in the schema's field metadata."""
+        return history_table(read_records(Storage(self.run)))
+
+    def model(self) -> nn.Module:
+        """Return the network with the run's weights, on the CPU, in evaluation mode.
+
+        Raises:
+            CheckpointError: If the stored blocks are missing or damaged.
+        """
+        return load_model(RunFolder(Storage(self.run)), self.recipe)
+
+
+def load_model(folder: RunFolder, recipe: Recipe) -> nn.Module:
+    """Return a run's network with the weights of its last accepted visit.
+
+    A model function that returns a list of blocks gives a `BlockStack`.
+
+    Raises:
+        CheckpointError: If the stored blocks are missing or damaged.
+        ModelError: If the model isn't the run's.
+    """
+    from torch import nn
+
+    from ray_snake.engine.stack import BlockStack
+    from ray_snake.layers.tensors import unpack
+
+    network = recipe.build()
+    stack = BlockStack.cut(network)
+    for state in folder.states():
+        tensors = {name: tensor.clone() for name, tensor in unpack(state).items()}
+        stack.load(state.block, tensors, trainable=True)
+    model = network if isinstance(network, nn.Module) else stack
+    return model.eval()
+
+
+class SnakeTrainer:
+    """Trains one network across nodes that keep their data.
+
+    Args:
+        model: A function without arguments that returns a `torch.nn.Sequential` or a list of
+            modules, each feeding the next; or a registered name; none: the settings' model.
+        nodes: One entry per node: a path or URI of an Arrow or Parquet file, a `pyarrow.Table`,
+            or a pair (inputs, labels) of arrays; none: the settings' `data`.
+        config: The settings.
+        loss: (outputs, targets) -> scalar tensor, in place of the settings' loss.
+        evaluation: Held-out rows, in any form of `nodes`; none: the settings' `evaluation.data`.
+        storage: Folder or URI of runs; none: the settings' `storage.uri`.
+        name: The run's name; none: `stem`, numbered where that is taken.
+        stem: What an unnamed run is called after.
+        resume: Go on with an interrupted run.
+        address: Ray cluster to use; none: the one already joined, else an embedded one.
+        progress: Show live progress on standard error.
+        on_event: Told everything that happens, in order.
+    """
+
+    def __init__(
+        self,
+        model: Callable[[], Network] | str | None = None,
+        nodes: Sequence[object] | None = None,
+        config: SnakeConfig | None = None,
+        *,
+        loss: TaskLoss | None = None,
+        evaluation: object | None = None,
+        storage: str | os.PathLike[str] | None = None,
+        name: str | None = None,
+        stem: str = "run",
+        resume: bool = False,
+        address: str | None = None,
+        progress: bool = True,
+        on_event: Callable[[Event], None] | None = None,
+    ) -> None:
+        config = config or SnakeConfig()
+        if isinstance(model, str):
+            chosen = config.model.model_copy(update={"name": model})
+            config = config.model_copy(update={"model": chosen})
+        self._recipe = Recipe(config=config, function=model if callable(model) else None, loss=loss)
+        self._nodes = nodes
+        self._evaluation = evaluation
+        self._storage = Storage(
+            os.fspath(storage) if storage is not None else config.storage.uri,
+            timeout_seconds=config.storage.timeout_seconds,
+        )
+        self._name = name
+        self._stem = stem
+        self._resume = resume
+        self._address = address
+        self._progress = progress
+        self._on_event = on_event
+
+    def fit(self) -> Result:
+        """Train to the end of the last trip.
+
+        Raises:
+            InputError: If anything that was given is wrong; nothing was started or changed.
+            RunError: If the run failed on the way; `resume` goes on after its last accepted visit.
+        """
+        # A run that fails later leaves its folder behind, so all that can be checked comes first.
+        from ray_snake.runtime.preflight import check_model, check_shards
+
+        config = self._recipe.config
+        sources = node_sources(config, self._nodes)
+        names = tuple(source.name for source in sources)
+        stack = check_model(self._recipe)
+        embedded = is_embedded(self._address)
+        if embedded:
+            check_shards(stack, sources)
+        evaluation = self._evaluation_source()
+        if evaluation is not None:
+            check_shards(stack, [evaluation])
+        self._storage.check_writable()
+        storage = choose_run(self._storage, self._stem, self._name, resume=self._resume)
+        if self._resume:
+            RunFolder(storage).check_resumable(config, names)
+        with connected(self._address):
+            if not embedded:
+                check_shards(stack, sources, on_cluster(config.nodes))
+            actors = len(group_nodes(len(sources), config.nodes.nodes_per_actor))
+            gpus = gpu_share(config.nodes, actors)
+            check_resources(config.nodes, actors, gpus)
+            if not self._resume:
+                custom = self._recipe.function is not None
+                RunFolder.create(storage, config, names, custom_model=custom)
+            sha256 = self._drive(sources, evaluation, storage, gpus)
+        summary = run_summary(storage.uri, read_records(storage), sha256)
+        return Result(run=storage.uri, summary=summary, recipe=self._recipe)
+
+    def _evaluation_source(self) -> ShardSource | None:
+        data = self._recipe.config.data
+        given = self._evaluation
+        if given is None:
+            given = self._recipe.config.evaluation.data
+        if given is None:
+            return None
+        return ShardSource.of(
+            given, input=data.input, label=data.label, mean=data.mean, std=data.std
+        )
+
+    def _drive(
+        self,
+        sources: Sequence[ShardSource],
+        evaluation: ShardSource | None,
+        storage: Storage,
+        gpus: float,
+    ) -> str:
+        """Start the driver and pass on what it tells; return SHA-256 of the final weights."""
+        config = self._recipe.config
+        recipe = ray.put(self._recipe)
+        driver_class = actor_class(
+            SnakeDriver, num_cpus=0, max_restarts=0, scheduling_strategy=here()
+        )
+        recoveries_left = config.failures.recoveries
+        with self._watchers(storage) as tell:
+            while True:
+                driver = driver_class.remote(config, sources, [recipe], storage, evaluation, gpus)
+                try:
+                    return self._follow(driver, tell)
+                except ray.exceptions.RayActorError as error:
+                    if recoveries_left == 0:
+                        raise DriverFailedError(
+                            f"the driver died ({str(error).splitlines()[0]})",
+                            "look into why, then go on with --resume",
+                        ) from None
+                    recoveries_left -= 1
+                except ray.exceptions.RayError as error:
+                    raise error_of(error) from error
+                finally:
+                    ray.kill(driver)
+
+    @staticmethod
+    def _follow(driver: Any, tell: Callable[[Event], None]) -> str:  # noqa: ANN401 - actor handle
+        run = driver.run.remote()
+        sha256 = ""
+        while True:
+            ended = bool(ray.wait([run], timeout=0)[0])
+            events = ray.get(
+                driver.events.remote(0.0 if ended else EVENTS_SECONDS),
+                timeout=DRIVER_TIMEOUT_SECONDS,
+            )
+            for event in events:
+                if isinstance(event, RunEnded):
+                    sha256 = event.weights_sha256
+                tell(event)
+            if ended:
+                ray.get(run)
+                return sha256
+
+    @contextlib.contextmanager
+    def _watchers(self, storage: Storage) -> Iterator[Callable[[Event], None]]:
+        """Give the function that passes events to the console, TensorBoard and the user."""
+        records = read_records(storage)
+        board = EventFile(storage, records)
+        read = len(records)
+
+        def write_board() -> None:
+            nonlocal read
+            fresh = read_records(storage, read)
+            for record in fresh:
+                board.add(record)
+            read += len(fresh)
+            board.flush()
+
+        with contextlib.ExitStack() as stack:
+            console = stack.enter_context(ConsoleProgress()) if self._progress else None
+
+            def tell(event: Event) -> None:
+                if console is not None:
+                    console.on_event(event)
+                if isinstance(event, (Evaluated, RunEnded)):
+                    write_board()
+                if self._on_event is not None:
+                    self._on_event(event)
+
+            yield tell
+
+
+def node_sources(config: SnakeConfig, nodes: Sequence[object] | None) -> list[ShardSource]:
+    """Return the nodes' shards, from what the caller gave or else from the settings."""
+    data = config.data
+    if nodes is None and data.source is not None and data.partition is not None:
+        return [
+            ShardSource(
+                uri=data.source,
+                partition=data.partition,
+                index=index,
+                input=data.input,
+                label=data.label,
+                mean=data.mean,
+                std=data.std,
+            )
+            for index in range(data.partition.nodes)
+        ]
+    given = data.shard_uris() if nodes is None else nodes
+    return [
+        ShardSource.of(
+            one, index=index, input=data.input, label=data.label, mean=data.mean, std=data.std
+        )
+        for index, one in enumerate(given)
+    ]

@@ -131,7 +131,8 @@ class _Location:
         return fs.S3FileSystem(
             region=region,
             connect_timeout=min(CONNECT_SECONDS, timeout_seconds / ATTEMPTS),
-            request_timeout=timeout_seconds,
+            # All attempts together fit the deadline, so that no request outlives it by much.
+            request_timeout=timeout_seconds / ATTEMPTS,
             allow_delayed_open=True,  # one put for what is small, rather than three requests
             retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
             **options,

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -27,6 +28,7 @@ from ray_snake.runtime.cluster import (
 from ray_snake.runtime.events import Evaluated, Event, RunEnded
 from ray_snake.runtime.journal import read_records
 from ray_snake.runtime.launch import actor_class, here
+from ray_snake.runtime.messages import BlockTable
 from ray_snake.runtime.recipe import Recipe
 from ray_snake.runtime.roster import group_nodes
 from ray_snake.runtime.run_folder import RunFolder, choose_run
@@ -196,7 +198,8 @@ class SnakeTrainer:
             if not self._resume:
                 custom = self._recipe.function is not None
                 RunFolder.create(storage, config, names, custom_model=custom)
-            sha256 = self._drive(sources, evaluation, storage, gpus)
+            blocks = BlockTable(names=stack.names, bytes=stack.block_bytes())
+            sha256 = self._drive(blocks, sources, evaluation, storage, gpus)
         summary = run_summary(storage.uri, read_records(storage), sha256)
         return Result(run=storage.uri, summary=summary, recipe=self._recipe)
 
@@ -208,11 +211,12 @@ class SnakeTrainer:
         if given is None:
             return None
         return ShardSource.of(
-            given, input=data.input, label=data.label, mean=data.mean, std=data.std
+            _absolute(given), input=data.input, label=data.label, mean=data.mean, std=data.std
         )
 
     def _drive(
         self,
+        blocks: BlockTable,
         sources: Sequence[ShardSource],
         evaluation: ShardSource | None,
         storage: Storage,
@@ -227,7 +231,9 @@ class SnakeTrainer:
         recoveries_left = config.failures.recoveries
         with self._watchers(storage) as tell:
             while True:
-                driver = driver_class.remote(config, sources, [recipe], storage, evaluation, gpus)
+                driver = driver_class.remote(
+                    config, blocks, sources, [recipe], storage, evaluation, gpus
+                )
                 try:
                     return self._follow(driver, tell)
                 except ray.exceptions.RayActorError as error:
@@ -295,7 +301,7 @@ def node_sources(config: SnakeConfig, nodes: Sequence[object] | None) -> list[Sh
     if nodes is None and data.source is not None and data.partition is not None:
         return [
             ShardSource(
-                uri=data.source,
+                uri=str(_absolute(data.source)),
                 partition=data.partition,
                 index=index,
                 input=data.input,
@@ -308,7 +314,19 @@ def node_sources(config: SnakeConfig, nodes: Sequence[object] | None) -> list[Sh
     given = data.shard_uris() if nodes is None else nodes
     return [
         ShardSource.of(
-            one, index=index, input=data.input, label=data.label, mean=data.mean, std=data.std
+            _absolute(one),
+            index=index,
+            input=data.input,
+            label=data.label,
+            mean=data.mean,
+            std=data.std,
         )
         for index, one in enumerate(given)
     ]
+
+
+def _absolute(data: object) -> object:
+    """Return a local path as an absolute one, since actors work in other folders."""
+    if isinstance(data, (str, os.PathLike)) and "://" not in os.fspath(data):
+        return str(Path(data).expanduser().absolute())
+    return data

@@ -30,6 +30,8 @@ METADATA_KEY = b"ray_snake"
 BUILTIN = "builtin://"
 LABELS_FILE = "labels.csv"
 SETTINGS_FILE = "partition.json"
+# A shard can be many gigabytes, and a network slow.
+WRITE_SECONDS = 1800.0
 
 _BUILTIN_FILES = {
     "digits/train": "digits_train.parquet",
@@ -137,7 +139,7 @@ def write_shard(uri: str | os.PathLike[str], table: pa.Table) -> None:
         StorageError: If it can't be written.
     """
     folder, name = split_uri(uri)
-    Storage(folder).write(name, memoryview(_ipc_bytes(table)))
+    Storage(folder, timeout_seconds=WRITE_SECONDS).write(name, memoryview(_ipc_bytes(table)))
 
 
 def partition_file(
@@ -170,7 +172,8 @@ def partition_file(
             f"has no label column {label!r}, only {', '.join(table.column_names)}",
             "name one of these with --label",
         )
-    folder = Storage(out)
+    folder = Storage(out, timeout_seconds=WRITE_SECONDS)
+    folder.check_writable()
     if not source.startswith(BUILTIN) and split_uri(source)[0] == folder.uri:
         raise DataError(out, "is the folder of the file to split", "give --out another folder")
     earlier = _earlier_partition(folder)

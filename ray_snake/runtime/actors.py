@@ -14,7 +14,7 @@ from ray_snake.data import ShardSource
 from ray_snake.layers.state import LayerState
 from ray_snake.runtime.events import Event
 from ray_snake.runtime.journal import BlockRecord
-from ray_snake.runtime.messages import EvaluationReport, VisitReport, VisitTask
+from ray_snake.runtime.messages import BlockTable, EvaluationReport, VisitReport, VisitTask
 from ray_snake.runtime.recipe import Recipe
 from ray_snake.runtime.states import Failed
 from ray_snake.storage import Storage
@@ -127,9 +127,8 @@ class SnakeEngine:
         torch.set_num_threads(1)
         self._engine = ProcessEngine(recipe, storage, evaluation, take_device(_own_gpu_share()))
 
-    def describe(self) -> tuple[tuple[str, ...], tuple[int, ...]]:
-        """Return the blocks' names and bytes."""
-        return self._engine.block_names, self._engine.block_bytes
+    def ping(self) -> None:
+        """Answer, so that a caller knows that the process is up."""
 
     def initial(self) -> tuple[LayerState, ...]:
         """Return version 0 of every block, one object each."""
@@ -162,6 +161,7 @@ class SnakeDriver:
 
     Args:
         config: The run's settings.
+        blocks: The network's blocks.
         sources: The nodes' shards, by number; only their names are looked at here.
         recipe: Ref of the recipe, nested in a list: the driver passes it on unopened.
         storage: The run's folder.
@@ -172,6 +172,7 @@ class SnakeDriver:
     def __init__(
         self,
         config: SnakeConfig,
+        blocks: BlockTable,
         sources: Sequence[ShardSource],
         recipe: list[AnyRef],
         storage: Storage,
@@ -182,6 +183,7 @@ class SnakeDriver:
         self._news = asyncio.Event()
         self._arguments: tuple[Any, ...] = (
             config,
+            blocks,
             sources,
             recipe[0],
             storage,

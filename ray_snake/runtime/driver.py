@@ -32,7 +32,7 @@ from ray_snake.runtime.handles import (
     Ref,
 )
 from ray_snake.runtime.journal import Journal, VisitRecord
-from ray_snake.runtime.messages import VisitTask
+from ray_snake.runtime.messages import BlockTable, VisitTask
 from ray_snake.runtime.recorder import Recorder
 from ray_snake.runtime.roster import Roster
 from ray_snake.runtime.states import (
@@ -57,6 +57,7 @@ class Driver:
     Args:
         config: The run's settings.
         names: The nodes' names, by number.
+        blocks: The network's blocks.
         storage: The run's folder.
         engine: The process engine, not yet started.
         roster: The nodes, not yet started.
@@ -69,6 +70,7 @@ class Driver:
         *,
         config: SnakeConfig,
         names: tuple[str, ...],
+        blocks: BlockTable,
         storage: Storage,
         engine: EngineHandle,
         roster: Roster,
@@ -78,6 +80,7 @@ class Driver:
         self.state: State = Starting()
         self._config = config
         self._names = names
+        self._blocks = blocks
         self._storage = storage
         self._engine = engine
         self._roster = roster
@@ -127,12 +130,11 @@ class Driver:
         """Bring the journal's last model into the object store and take up the schedule there."""
         if self._recorder is not None:
             await self._recorder.close()
-        names, sizes = await self._engine.start()
         journal = await asyncio.to_thread(Journal, self._storage)
         self._schedule = Schedule(
             self._config.snake,
             nodes=len(self._names),
-            blocks=len(sizes),
+            blocks=len(self._blocks.names),
             seed=self._config.seed,
         )
         self._replay(journal)
@@ -140,14 +142,15 @@ class Driver:
         self._emit(
             RunStarted(
                 nodes=self._names,
-                block_names=names,
-                block_bytes=sizes,
+                block_names=self._blocks.names,
+                block_bytes=self._blocks.bytes,
                 trips=self._config.snake.trips,
                 visits=self._schedule.total,
                 done=len(journal.visits),
             )
         )
         self._roster.begin(self._schedule.upcoming_nodes())
+        await self._engine.start()
         stored = journal.current_blocks()
         if stored:
             self._ledger = Ledger(
@@ -155,7 +158,7 @@ class Driver:
             )
             await self._evaluate_if_missing(journal)
         else:
-            self._ledger = Ledger([0] * len(sizes), await self._engine.initial())
+            self._ledger = Ledger([0] * len(self._blocks.names), await self._engine.initial())
             await self._recorder.start(self._ledger.refs)
         return Scheduling()
 

@@ -75,8 +75,8 @@ class NodeLauncher(Protocol):
 class EngineHandle(Protocol):
     """The process engine. Each method raises ProcessLostError if its process died."""
 
-    async def start(self) -> tuple[tuple[str, ...], tuple[int, ...]]:
-        """Start the process, anew if it had died; return the blocks' names and bytes."""
+    async def start(self) -> None:
+        """Start the process, anew if it had died."""
 
     async def initial(self) -> list[Ref]:
         """Return version 0 of every block."""

@@ -24,7 +24,7 @@ from ray_snake.runtime.driver import Driver
 from ray_snake.runtime.events import Event
 from ray_snake.runtime.handles import BlocksLostError, ProcessLostError, StartedNode
 from ray_snake.runtime.journal import BlockRecord
-from ray_snake.runtime.messages import EvaluationReport, VisitReport, VisitTask
+from ray_snake.runtime.messages import BlockTable, EvaluationReport, VisitReport, VisitTask
 from ray_snake.runtime.roster import Roster, group_nodes
 from ray_snake.storage import Storage
 
@@ -35,6 +35,7 @@ Answer = TypeVar("Answer")
 
 def make_driver(
     config: SnakeConfig,
+    blocks: BlockTable,
     sources: Sequence[ShardSource],
     recipe: AnyRef,
     storage: Storage,
@@ -58,8 +59,9 @@ def make_driver(
     return Driver(
         config=config,
         names=names,
+        blocks=blocks,
         storage=storage,
-        engine=RayEngine(recipe, storage, evaluation, config),
+        engine=RayEngine(recipe, storage, evaluation, config.evaluation.gpus, len(blocks.names)),
         roster=roster,
         evaluates=evaluation is not None,
         emit=emit,
@@ -209,7 +211,8 @@ class RayEngine:
         recipe: Ref of the recipe.
         storage: The run's folder.
         evaluation: Held-out rows, or none.
-        config: The run's settings.
+        gpus: GPU share of judging.
+        blocks: Number of blocks.
     """
 
     def __init__(
@@ -217,28 +220,26 @@ class RayEngine:
         recipe: AnyRef,
         storage: Storage,
         evaluation: ShardSource | None,
-        config: SnakeConfig,
+        gpus: float,
+        blocks: int,
     ) -> None:
         self._arguments = (recipe, storage, evaluation)
         self._actor_class = actor_class(
             SnakeEngine,
             num_cpus=0,
-            num_gpus=config.evaluation.gpus,
+            num_gpus=gpus,
             max_restarts=0,
             max_task_retries=0,
             concurrency_groups={"judging": 1},
             scheduling_strategy=here(),
         )
         self._actor: Any = None
-        self._blocks = 0
+        self._blocks = blocks
 
-    async def start(self) -> tuple[tuple[str, ...], tuple[int, ...]]:
-        """Start the actor, anew if it had died."""
+    async def start(self) -> None:
+        """Start the actor, anew if it had died; calls wait until it is up."""
         if self._actor is None or not await self._is_alive():
             self._actor = self._actor_class.remote(*self._arguments)
-        names, sizes = await self._call(self._actor.describe.remote())
-        self._blocks = len(names)
-        return names, sizes
 
     async def initial(self) -> list[BlockRef]:
         """Return version 0 of every block."""
@@ -270,7 +271,7 @@ class RayEngine:
 
     async def _is_alive(self) -> bool:
         try:
-            await self._call(self._actor.describe.remote())
+            await self._call(self._actor.ping.remote())
         except ProcessLostError:
             return False
         return True

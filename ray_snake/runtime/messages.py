@@ -8,6 +8,19 @@ from ray_snake.planning.span import Visit
 
 
 @dataclass(frozen=True, kw_only=True)
+class BlockTable:
+    """What the driver knows of the network.
+
+    Attributes:
+        names: The blocks' names, in order.
+        bytes: Bytes of each block's weights and persistent buffers, in order.
+    """
+
+    names: tuple[str, ...]
+    bytes: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class VisitTask:
     """All that decides a visit's result, beside the node's own rows.
 

@@ -44,16 +44,6 @@ class ProcessEngine:
         self._task: TaskLoss = recipe.objective().task
         self._evaluation = None if evaluation is None else NodeDataset.open(evaluation)
 
-    @property
-    def block_names(self) -> tuple[str, ...]:
-        """The blocks' names, in order."""
-        return self._stack.names
-
-    @property
-    def block_bytes(self) -> tuple[int, ...]:
-        """Bytes of each block's weights and persistent buffers, in order."""
-        return self._stack.block_bytes()
-
     def initial(self) -> list[LayerState]:
         """Return version 0 of every block, as the run's seed makes it."""
         stack = self._recipe.initial()

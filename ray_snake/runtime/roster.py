@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from ray_snake.errors import NodeFailedError
 from ray_snake.runtime.events import Event, NodeLost, NodeReady
@@ -20,7 +21,7 @@ def group_nodes(nodes: int, nodes_per_actor: int) -> list[tuple[int, ...]]:
 
 
 class Roster:
-    """Starts nodes, a few at a time, in the order in which they are needed.
+    """Starts nodes in the order in which they are needed: the first alone, then a few at a time.
 
     Args:
         names: The nodes' names, by number.
@@ -57,7 +58,8 @@ class Roster:
         for node in order:
             group = self._group_of[node]
             if group not in self._starts:
-                self._starts[group] = asyncio.create_task(self._start(group))
+                first = next(iter(self._starts.values()), None)
+                self._starts[group] = asyncio.create_task(self._start(group, after=first))
 
     async def node(self, number: int) -> NodeHandle:
         """Return a node once it is up.
@@ -105,7 +107,11 @@ class Roster:
         for group in self._starts:
             self._launcher.kill(group)
 
-    async def _start(self, group: tuple[int, ...]) -> dict[int, StartedNode]:
+    async def _start(
+        self, group: tuple[int, ...], after: asyncio.Task[Any] | None = None
+    ) -> dict[int, StartedNode]:
+        if after is not None:
+            await asyncio.wait({after})
         async with self._slots:
             while True:
                 began = time.monotonic()

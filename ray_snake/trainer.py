@@ -28,7 +28,7 @@ from ray_snake.runtime.cluster import (
 from ray_snake.runtime.events import Evaluated, Event, RunEnded
 from ray_snake.runtime.journal import read_records
 from ray_snake.runtime.launch import actor_class, here
-from ray_snake.runtime.messages import BlockTable
+from ray_snake.runtime.messages import BlockTable, NodeSpec
 from ray_snake.runtime.recipe import Recipe
 from ray_snake.runtime.roster import group_nodes
 from ray_snake.runtime.run_folder import RunFolder, choose_run
@@ -180,8 +180,7 @@ class SnakeTrainer:
         names = tuple(source.name for source in sources)
         stack = check_model(self._recipe)
         embedded = is_embedded(self._address)
-        if embedded:
-            check_shards(stack, sources)
+        specs = check_shards(stack, sources) if embedded else []
         evaluation = self._evaluation_source()
         if evaluation is not None:
             check_shards(stack, [evaluation])
@@ -191,7 +190,7 @@ class SnakeTrainer:
             RunFolder(storage).check_resumable(config, names)
         with connected(self._address):
             if not embedded:
-                check_shards(stack, sources, on_cluster(config.nodes))
+                specs = check_shards(stack, sources, on_cluster(config.nodes))
             actors = len(group_nodes(len(sources), config.nodes.nodes_per_actor))
             gpus = gpu_share(config.nodes, actors)
             check_resources(config.nodes, actors, gpus)
@@ -199,7 +198,7 @@ class SnakeTrainer:
                 custom = self._recipe.function is not None
                 RunFolder.create(storage, config, names, custom_model=custom)
             blocks = BlockTable(names=stack.names, bytes=stack.block_bytes())
-            sha256 = self._drive(blocks, sources, evaluation, storage, gpus)
+            sha256 = self._drive(blocks, specs, evaluation, storage, gpus)
         summary = run_summary(storage.uri, read_records(storage), sha256)
         return Result(run=storage.uri, summary=summary, recipe=self._recipe)
 
@@ -217,7 +216,7 @@ class SnakeTrainer:
     def _drive(
         self,
         blocks: BlockTable,
-        sources: Sequence[ShardSource],
+        specs: Sequence[NodeSpec],
         evaluation: ShardSource | None,
         storage: Storage,
         gpus: float,
@@ -232,7 +231,7 @@ class SnakeTrainer:
         with self._watchers(storage) as tell:
             while True:
                 driver = driver_class.remote(
-                    config, blocks, sources, [recipe], storage, evaluation, gpus
+                    config, blocks, specs, [recipe], storage, evaluation, gpus
                 )
                 try:
                     return self._follow(driver, tell)

@@ -1,4 +1,8 @@
-"""Whether a network fits the data, found out on the meta device: no memory, no computing."""
+"""Whether a network fits the data, found out with one row of zeros, block by block.
+
+The meta device would need no computing at all, but running a layer on it makes torch import its
+compiler, which takes longer than this does.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +27,21 @@ def output_shape(
         DataError: If the network can't take rows of that shape.
     """
     dtype = torch.int64 if integer_inputs else torch.float32
-    x = torch.empty((2, *sample_shape), dtype=dtype, device="meta")
+    x = torch.zeros((1, *sample_shape), dtype=dtype)
     skeleton.eval()
-    for name, block in zip(skeleton.names, skeleton.blocks, strict=True):
+    for block, name in enumerate(skeleton.names):
+        # Zeros of this size are pages that nobody wrote to, so a large block takes no memory.
+        skeleton.load(
+            block,
+            {
+                weight: torch.zeros_like(tensor, device="cpu")
+                for weight, tensor in skeleton.tensors(block).items()
+            },
+            trainable=False,
+        )
         try:
             with torch.no_grad():
-                x = block(x)
+                x = skeleton.blocks[block](x)
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             raise DataError(
                 subject,
@@ -36,4 +49,6 @@ def output_shape(
                 f"{' '.join(str(error).split())[:160]}",
                 "set model.options to the data's channels and size, or use the data it is made for",
             ) from None
+        finally:
+            skeleton.unload(block)
     return tuple(x.shape[1:])

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ray_snake.errors import ModelError
 
@@ -77,7 +78,7 @@ class BlockStack(nn.Module):
             ModelError: If the function fails, or its network can't be cut.
         """
         try:
-            with torch.device("meta"):
+            with torch.device("meta"), _NoDraws():
                 stack = cls.cut(build())
             if not _has_fixed_buffers(stack):
                 return stack
@@ -179,6 +180,27 @@ class BlockStack(nn.Module):
                         f"blocks {first!r} and {name!r} share a weight",
                         "put the layers that share it into one block",
                     )
+
+
+class _NoDraws(TorchFunctionMode):
+    """Skips random initialisation of meta tensors.
+
+    Drawing normal numbers on the meta device makes torch import its compiler, which costs every
+    process well over a second, for tensors that hold nothing.
+    """
+
+    _DRAWS = frozenset({Tensor.normal_, Tensor.uniform_, Tensor.bernoulli_})
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,  # noqa: ANN401 - as the base class has it
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401 - what the torch function returns
+        if func in self._DRAWS and args[0].is_meta:
+            return args[0]
+        return func(*args, **(kwargs or {}))
 
 
 def _group(

@@ -14,7 +14,13 @@ from ray_snake.data import ShardSource
 from ray_snake.layers.state import LayerState
 from ray_snake.runtime.events import Event
 from ray_snake.runtime.journal import BlockRecord
-from ray_snake.runtime.messages import BlockTable, EvaluationReport, VisitReport, VisitTask
+from ray_snake.runtime.messages import (
+    BlockTable,
+    EvaluationReport,
+    NodeSpec,
+    VisitReport,
+    VisitTask,
+)
 from ray_snake.runtime.recipe import Recipe
 from ray_snake.runtime.states import Failed
 from ray_snake.storage import Storage
@@ -41,12 +47,12 @@ class SnakeNode:
     Visits run one after another; progress, stop and release are answered meanwhile.
 
     Args:
-        sources: The shard of each of its nodes, by node number.
+        specs: Its nodes, by number.
         recipe: The run's settings and functions.
     """
 
-    def __init__(self, sources: Mapping[int, ShardSource], recipe: Recipe) -> None:
-        self._sources = dict(sources)
+    def __init__(self, specs: Mapping[int, NodeSpec], recipe: Recipe) -> None:
+        self._specs = dict(specs)
         self._recipe = recipe
 
     def open(self) -> dict[int, int]:
@@ -66,8 +72,8 @@ class SnakeNode:
         stack = self._recipe.skeleton()
         self._control = VisitControl()
         self._managers = {
-            node: LocalManager(source, self._recipe, stack, device)
-            for node, source in self._sources.items()
+            node: LocalManager(spec, self._recipe, stack, device)
+            for node, spec in self._specs.items()
         }
         return {node: manager.samples for node, manager in self._managers.items()}
 
@@ -162,7 +168,7 @@ class SnakeDriver:
     Args:
         config: The run's settings.
         blocks: The network's blocks.
-        sources: The nodes' shards, by number; only their names are looked at here.
+        specs: The nodes, by number; they are only passed on.
         recipe: Ref of the recipe, nested in a list: the driver passes it on unopened.
         storage: The run's folder.
         evaluation: Held-out rows, or none.
@@ -173,7 +179,7 @@ class SnakeDriver:
         self,
         config: SnakeConfig,
         blocks: BlockTable,
-        sources: Sequence[ShardSource],
+        specs: Sequence[NodeSpec],
         recipe: list[AnyRef],
         storage: Storage,
         evaluation: ShardSource | None,
@@ -184,7 +190,7 @@ class SnakeDriver:
         self._arguments: tuple[Any, ...] = (
             config,
             blocks,
-            sources,
+            specs,
             recipe[0],
             storage,
             evaluation,

@@ -24,7 +24,13 @@ from ray_snake.runtime.driver import Driver
 from ray_snake.runtime.events import Event
 from ray_snake.runtime.handles import BlocksLostError, ProcessLostError, StartedNode
 from ray_snake.runtime.journal import BlockRecord
-from ray_snake.runtime.messages import BlockTable, EvaluationReport, VisitReport, VisitTask
+from ray_snake.runtime.messages import (
+    BlockTable,
+    EvaluationReport,
+    NodeSpec,
+    VisitReport,
+    VisitTask,
+)
 from ray_snake.runtime.roster import Roster, group_nodes
 from ray_snake.storage import Storage
 
@@ -36,7 +42,7 @@ Answer = TypeVar("Answer")
 def make_driver(
     config: SnakeConfig,
     blocks: BlockTable,
-    sources: Sequence[ShardSource],
+    specs: Sequence[NodeSpec],
     recipe: AnyRef,
     storage: Storage,
     evaluation: ShardSource | None,
@@ -45,11 +51,11 @@ def make_driver(
     emit: Callable[[Event], None],
 ) -> Driver:
     """Return a driver whose handles are Ray actors."""
-    names = tuple(source.name for source in sources)
-    launcher = RayNodeLauncher(sources, recipe, config.nodes, gpus_per_actor)
+    names = tuple(spec.name for spec in specs)
+    launcher = RayNodeLauncher(specs, recipe, config.nodes, gpus_per_actor)
     roster = Roster(
         names=names,
-        groups=group_nodes(len(sources), config.nodes.nodes_per_actor),
+        groups=group_nodes(len(specs), config.nodes.nodes_per_actor),
         launcher=launcher,
         window=max(2, int(ray.cluster_resources().get("CPU", 1))),
         start_timeout=config.nodes.start_timeout_seconds,
@@ -165,7 +171,7 @@ class RayNodeLauncher:
     """Starts node actors.
 
     Args:
-        sources: The nodes' shards, by number.
+        specs: The nodes, by number.
         recipe: Ref of the recipe.
         nodes: What an actor asks for.
         gpus: Its GPU share.
@@ -173,22 +179,22 @@ class RayNodeLauncher:
 
     def __init__(
         self,
-        sources: Sequence[ShardSource],
+        specs: Sequence[NodeSpec],
         recipe: AnyRef,
         nodes: NodesConfig,
         gpus: float,
     ) -> None:
-        self._sources = sources
+        self._specs = specs
         self._recipe = recipe
         self._actor_class = actor_class(SnakeNode, **node_options(nodes, gpus))
         self._actors: dict[tuple[int, ...], Any] = {}
 
     async def launch(self, group: tuple[int, ...]) -> dict[int, StartedNode]:
         """Start the actor of these nodes and wait until it has opened their shards."""
-        sources = {node: self._sources[node] for node in group}
-        actor = self._actor_class.remote(sources, self._recipe)
+        specs = {node: self._specs[node] for node in group}
+        actor = self._actor_class.remote(specs, self._recipe)
         self._actors[group] = actor
-        names = {node: source.name for node, source in sources.items()}
+        names = {node: spec.name for node, spec in specs.items()}
         samples: dict[int, int] = await _answer(
             actor.open.remote(), f"node {', '.join(names.values())} while it started"
         )

@@ -7,13 +7,12 @@ from collections.abc import Mapping
 
 import torch
 
-from ray_snake.data import NodeDataset, ShardSource
+from ray_snake.data import NodeDataset
 from ray_snake.engine.stack import BlockStack
 from ray_snake.engine.visit import VisitControl, train_visit
 from ray_snake.layers.state import LayerState
 from ray_snake.layers.tensors import pack, unpack
-from ray_snake.runtime.messages import VisitReport, VisitTask
-from ray_snake.runtime.preflight import classes_for, facts_of
+from ray_snake.runtime.messages import NodeSpec, VisitReport, VisitTask
 from ray_snake.runtime.recipe import Recipe
 
 
@@ -24,25 +23,24 @@ class LocalManager:
     the read-only views in which they arrived; only a visit's trained blocks are private copies.
 
     Args:
-        source: The node's shard.
+        spec: The node.
         recipe: The run's settings and functions.
         stack: The network without weights; shared by the nodes of a process, loaded per visit.
         device: Where to compute.
     """
 
     def __init__(
-        self, source: ShardSource, recipe: Recipe, stack: BlockStack, device: torch.device
+        self, spec: NodeSpec, recipe: Recipe, stack: BlockStack, device: torch.device
     ) -> None:
         self._recipe = recipe
         self._stack = stack
         self._device = device
         self._held: dict[int, LayerState] = {}
         self._produced: dict[int, int] = {}
-        self._shard = NodeDataset.open(source)
-        classes = classes_for(stack, facts_of(self._shard), source.name)
-        self._shard.check(classes)
+        self._shard = NodeDataset.open(spec.source)
+        self._shard.check(spec.classes)
         self._objective = recipe.objective(
-            None if classes is None else self._shard.label_counts(classes)
+            None if spec.classes is None else self._shard.label_counts(spec.classes)
         )
 
     @property

@@ -4,7 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ray_snake.data import ShardSource
 from ray_snake.planning.span import Visit
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeSpec:
+    """A node that passed the checks.
+
+    Attributes:
+        source: Its shard.
+        classes: How many classes the network tells apart; none without class labels.
+    """
+
+    source: ShardSource
+    classes: int | None
+
+    @property
+    def name(self) -> str:
+        """The node's name for people."""
+        return self.source.name
 
 
 @dataclass(frozen=True, kw_only=True)

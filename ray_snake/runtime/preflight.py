@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from ray_snake.data import NodeDataset, ShardSource
@@ -11,6 +11,7 @@ from ray_snake.engine.fit import output_shape
 from ray_snake.engine.stack import BlockStack
 from ray_snake.errors import ConfigError, DataError
 from ray_snake.planning.span import cut_spans
+from ray_snake.runtime.messages import NodeSpec
 from ray_snake.runtime.recipe import Recipe
 
 Answer = TypeVar("Answer")
@@ -39,11 +40,7 @@ def shard_facts(source: ShardSource) -> ShardFacts:
     Raises:
         DataError: If it can't be opened.
     """
-    return facts_of(NodeDataset.open(source))
-
-
-def facts_of(shard: NodeDataset) -> ShardFacts:
-    """Describe an open shard."""
+    shard = NodeDataset.open(source)
     return ShardFacts(
         sample_shape=shard.sample_shape,
         integer_inputs=shard.input_dtype.kind == "i",
@@ -89,8 +86,8 @@ def check_shards(
     stack: BlockStack,
     sources: Sequence[ShardSource],
     on_sources: Callable[..., list[Any]] | None = None,
-) -> list[ShardFacts]:
-    """Check every node's shard against the network; return what was found, by node.
+) -> list[NodeSpec]:
+    """Check every node's shard against the network; return the nodes.
 
     Args:
         stack: The network without weights.
@@ -112,11 +109,17 @@ def check_shards(
     for source, found in zip(sources, facts, strict=True):
         if found.samples == 0:
             raise DataError(source.name, "has no rows", "leave that node out or give it some data")
-    classes = [
-        classes_for(stack, found, source.name) for source, found in zip(sources, facts, strict=True)
-    ]
+    kinds: dict[ShardFacts, int | None] = {}
+    for source, found in zip(sources, facts, strict=True):
+        kind = replace(found, samples=0)
+        if kind not in kinds:
+            kinds[kind] = classes_for(stack, kind, source.name)
+    classes = [kinds[replace(found, samples=0)] for found in facts]
     run(check_shard, list(zip(sources, classes, strict=True)))
-    return facts
+    return [
+        NodeSpec(source=source, classes=count)
+        for source, count in zip(sources, classes, strict=True)
+    ]
 
 
 def _here(function: Callable[..., Answer], arguments: Sequence[tuple[Any, ...]]) -> list[Answer]:

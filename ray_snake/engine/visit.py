@@ -15,6 +15,7 @@ from torch import Tensor
 from ray_snake.config import TrainingConfig
 from ray_snake.engine.cache import PrefixCache
 from ray_snake.engine.objective import Objective, correct, is_classification
+from ray_snake.engine.optimizer import make_optimizer
 from ray_snake.engine.samples import (
     Rows,
     Samples,
@@ -122,7 +123,7 @@ def train_visit(
                 loss = objective(outputs, targets, teacher)
                 if proximal > 0:
                     loss = loss + proximal / 2 * _squared_distance(weights, arrived)
-                optimizer.zero_grad(set_to_none=True)
+                optimizer.zero_grad()
                 torch.autograd.backward(loss)
                 if training.clip_norm is not None:
                     torch.nn.utils.clip_grad_norm_(weights, training.clip_norm)
@@ -141,20 +142,6 @@ def train_visit(
         accuracy=meter.accuracy,
         update_norm=math.sqrt(change) if math.isfinite(change) else math.inf,
         seconds=time.perf_counter() - started,
-    )
-
-
-def make_optimizer(
-    weights: Sequence[Tensor], training: TrainingConfig, learning_rate: float
-) -> torch.optim.Optimizer:
-    """Return a fresh optimizer over the trained weights; its state ends with the visit."""
-    if training.optimizer == "adamw":
-        return torch.optim.AdamW(weights, lr=learning_rate, weight_decay=training.weight_decay)
-    return torch.optim.SGD(
-        weights,
-        lr=learning_rate,
-        momentum=training.momentum,
-        weight_decay=training.weight_decay,
     )
 
 

@@ -13,6 +13,7 @@ from ray_snake.runtime.events import (
     Event,
     NodeLost,
     NodeReady,
+    Recovering,
     RunEnded,
     RunStarted,
     VisitDecided,
@@ -86,6 +87,9 @@ class ConsoleProgress:
             case NodeLost():
                 self._ready.discard(event.node)
                 self._line(f"node lost: {event.name} ({event.reason}); starting it again")
+            case Recovering():
+                self._under_way.clear()
+                self._line(f"going back to the journal: {event.reason}")
             case VisitStarted():
                 self._under_way[event.visit.number] = event
                 self._most_under_way = max(self._most_under_way, len(self._under_way))

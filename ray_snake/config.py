@@ -16,7 +16,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from ray_snake.errors import ConfigError
 
@@ -32,10 +39,17 @@ NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
+def _none_if_named(value: object) -> object:
+    # TOML has no null, so that a default could not be switched off without a word for it.
+    return None if value == "none" else value
+
+
 class Section(BaseModel):
     """A frozen group of settings that refuses unknown keys."""
 
-    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -190,8 +204,8 @@ class TrainingConfig(Section):
     steps: PositiveInt | None = Field(
         default=None, description="Optimizer steps in one visit; takes the place of epochs."
     )
-    clip_norm: PositiveFloat | None = Field(
-        default=5.0, description="Largest norm of a step's gradient; none switches clipping off."
+    clip_norm: Annotated[PositiveFloat | None, BeforeValidator(_none_if_named)] = Field(
+        default=5.0, description='Largest norm of a step\'s gradient; "none" switches clipping off.'
     )
     cache_bytes: NonNegativeInt = Field(
         default=2**28,
@@ -277,7 +291,7 @@ class SnakeConfig(Section):
     """All settings of a run.
 
     Raises:
-        ConfigError: From `load` and `with_settings`, naming the key, its value and the remedy.
+        ConfigError: From `load` and `from_tree`, naming the key, its value and the remedy.
         pydantic.ValidationError: From the constructor, for the same reasons.
     """
 
@@ -333,11 +347,12 @@ class SnakeConfig(Section):
         Raises:
             ConfigError: If a key or value is refused.
         """
-        merged = json.loads(json.dumps(tree))
+        # TOML's dates and times are no setting's value: as text they are refused by key.
+        merged = json.loads(json.dumps(tree, default=str))
         for setting in settings:
             _apply(merged, setting)
         try:
-            return cls.model_validate_json(json.dumps(merged))
+            return cls.model_validate_json(json.dumps(merged, default=str))
         except ValidationError as error:
             raise _first_problem(error) from None
 

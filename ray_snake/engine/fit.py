@@ -42,7 +42,9 @@ def output_shape(
         try:
             with torch.no_grad():
                 x = skeleton.blocks[block](x)
-        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            if not isinstance(x, torch.Tensor):
+                raise TypeError(f"it returns {type(x).__name__}, not one tensor")
+        except Exception as error:
             raise DataError(
                 subject,
                 f"rows of shape {sample_shape} don't fit the model: block {name!r} says "

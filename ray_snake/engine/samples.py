@@ -49,5 +49,5 @@ def shuffled(rows: int, batch_size: int, seed: int) -> Iterator[Rows]:
     order = np.random.Generator(np.random.PCG64(seed)).permutation(rows).astype(np.int64)
     for start in range(0, rows, batch_size):
         batch = order[start : start + batch_size]
-        if len(batch) > 1 or start == 0:
+        if len(batch) > 1 or start == 0 or batch_size == 1:
             yield batch

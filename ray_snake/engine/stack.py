@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -40,6 +42,7 @@ class BlockStack(nn.Module):
         self.names = tuple(name for name, _ in named)
         self.blocks = nn.ModuleList(module for _, module in named)
         self._refuse_shared_weights()
+        self._ties = tuple(_ties(module) for module in self.blocks)
 
     @classmethod
     def cut(cls, network: Network) -> BlockStack:
@@ -80,9 +83,9 @@ class BlockStack(nn.Module):
         try:
             with torch.device("meta"), _NoDraws():
                 stack = cls.cut(build())
-            if not _has_fixed_buffers(stack):
+            if _is_bare(stack):
                 return stack
-        except (RuntimeError, NotImplementedError):
+        except Exception:
             pass
         stack = cls.build(build)
         for module in stack.modules():
@@ -120,8 +123,13 @@ class BlockStack(nn.Module):
         return x
 
     def tensors(self, block: int) -> dict[str, Tensor]:
-        """Return a block's weights and persistent buffers by name, not copied, detached."""
-        return dict(self.blocks[block].state_dict())
+        """Return a block's weights and persistent buffers by name, not copied, detached.
+
+        What layers of the block share comes once, under the first of its names.
+        """
+        ties = self._ties[block]
+        state = self.blocks[block].state_dict()
+        return {name: tensor for name, tensor in state.items() if name not in ties}
 
     def load(self, block: int, tensors: Mapping[str, Tensor], *, trainable: bool) -> None:
         """Put tensors in place of a block's weights and buffers, without copying them.
@@ -135,15 +143,19 @@ class BlockStack(nn.Module):
         Raises:
             ModelError: If names or shapes are not the block's.
         """
-        module = self.blocks[block]
+        module, ties = self.blocks[block], self._ties[block]
+        shared = {name: tensors[first] for name, first in ties.items() if first in tensors}
         try:
-            module.load_state_dict(dict(tensors), strict=True, assign=True)
+            module.load_state_dict({**tensors, **shared}, strict=True, assign=True)
         except RuntimeError as error:
             raise ModelError(
                 f"block {block} ({self.names[block]})",
                 f"can't take these weights ({' '.join(str(error).split())})",
                 "use the model that the weights were made with",
             ) from None
+        for name, first in ties.items():
+            layer, _, leaf = name.rpartition(".")
+            setattr(module.get_submodule(layer), leaf, operator.attrgetter(first)(module))
         module.requires_grad_(trainable)
         module.train(trainable)
 
@@ -224,5 +236,20 @@ def _group(
     ]
 
 
-def _has_fixed_buffers(stack: BlockStack) -> bool:
-    return any(module._non_persistent_buffers_set for module in stack.modules())
+def _ties(module: nn.Module) -> dict[str, str]:
+    """Return the further names of weights and buffers with several, each with the first one."""
+    first: dict[int, str] = {}
+    named = itertools.chain(
+        module.named_parameters(remove_duplicate=False),
+        module.named_buffers(remove_duplicate=False),
+    )
+    return {
+        name: own for name, tensor in named if (own := first.setdefault(id(tensor), name)) != name
+    }
+
+
+def _is_bare(stack: BlockStack) -> bool:
+    tensors = itertools.chain(stack.parameters(), stack.buffers())
+    return all(tensor.is_meta for tensor in tensors) and not any(
+        module._non_persistent_buffers_set for module in stack.modules()
+    )

@@ -61,9 +61,9 @@ def weights_sha256(states: Iterable[LayerState]) -> str:
 def _digest(hasher: Any, states: Iterable[LayerState]) -> str:  # noqa: ANN401 - two hash libraries
     for state in states:
         for name in sorted(state.arrays):
-            array = np.ascontiguousarray(state.arrays[name])
+            array = state.arrays[name]
             hasher.update(f"{state.block}/{name}/{state.dtypes[name]}/{array.shape}".encode())
-            hasher.update(array.reshape(-1).view(np.uint8).data)
+            hasher.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return str(hasher.hexdigest())
 
 

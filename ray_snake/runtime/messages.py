@@ -14,10 +14,16 @@ class NodeSpec:
 
     Attributes:
         source: Its shard.
+        sample_shape: Shape of one input.
+        integer_inputs: Whether inputs are whole numbers, such as token ids.
+        samples: Rows of the shard.
         classes: How many classes the network tells apart; none without class labels.
     """
 
     source: ShardSource
+    sample_shape: tuple[int, ...]
+    integer_inputs: bool
+    samples: int
     classes: int | None
 
     @property

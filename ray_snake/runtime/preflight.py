@@ -117,8 +117,14 @@ def check_shards(
     classes = [kinds[replace(found, samples=0)] for found in facts]
     run(check_shard, list(zip(sources, classes, strict=True)))
     return [
-        NodeSpec(source=source, classes=count)
-        for source, count in zip(sources, classes, strict=True)
+        NodeSpec(
+            source=source,
+            sample_shape=found.sample_shape,
+            integer_inputs=found.integer_inputs,
+            samples=found.samples,
+            classes=count,
+        )
+        for source, found, count in zip(sources, facts, classes, strict=True)
     ]
 
 

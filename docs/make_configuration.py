@@ -1,0 +1,94 @@
+"""Write docs/configuration.md from the descriptions of the settings."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Literal, Union, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from ray_snake.config import Section, SnakeConfig
+
+PAGE = Path(__file__).with_name("configuration.md")
+
+HEAD = """# Settings
+
+One tree, from a TOML file (`ray-snake train run.toml`), from `--set section.key=value`, or from
+Python (`SnakeConfig(snake=SnakeSection(trips=20))`). Everything has a default but the data. An
+unknown key or a wrong value is refused before anything starts.
+
+This page is written by `python docs/make_configuration.py`.
+"""
+
+
+def page() -> str:
+    """Return the page's text."""
+    own, sections = [], []
+    for name, field in SnakeConfig.model_fields.items():
+        section = _section(field)
+        if section is None:
+            own.append(_row(name, field))
+        else:
+            sections += _table(name, section)
+    return "\n".join([HEAD, "## Top level", "", *_header(), *own, *sections, ""])
+
+
+def _section(field: FieldInfo) -> type[Section] | None:
+    for one in (field.annotation, *get_args(field.annotation)):
+        if isinstance(one, type) and issubclass(one, Section):
+            return one
+    return None
+
+
+def _table(name: str, section: type[Section]) -> list[str]:
+    lines = ["", f"## [{name}]", "", (section.__doc__ or "").strip(), "", *_header()]
+    inner = []
+    for key, field in section.model_fields.items():
+        lines.append(_row(key, field))
+        nested = _section(field)
+        if nested is not None:
+            inner += _table(f"{name}.{key}", nested)
+    return lines + inner
+
+
+def _header() -> list[str]:
+    return ["| key | type | default | meaning |", "| --- | --- | --- | --- |"]
+
+
+def _row(name: str, field: FieldInfo) -> str:
+    default = field.get_default(call_default_factory=True)
+    shown = "" if default in (None, PydanticUndefined) else f"`{_toml(default)}`"
+    return f"| `{name}` | {_type(field)} | {shown} | {(field.description or '')} |"
+
+
+def _type(field: FieldInfo) -> str:
+    return "section" if _section(field) is not None else _words(field.annotation)
+
+
+def _words(annotation: object) -> str:
+    """Return a type in TOML's words."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _words(inner[0])
+    if origin is Literal:
+        return " or ".join(f"`{_toml(one)}`" for one in inner)
+    if origin in (Union, UnionType):
+        return " or ".join(_words(one) for one in inner if one is not type(None))
+    if origin is tuple:
+        return f"list of {_words(inner[0])}s"
+    names: dict[object, str] = {str: "string", int: "integer", float: "number", bool: "boolean"}
+    return names.get(annotation, "table")
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
+    sys.exit(0)

@@ -37,6 +37,9 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+# TOML and JSON have no tuples: a list stands for one.
+Texts = Annotated[tuple[str, ...], Field(strict=False)]
+Numbers = Annotated[tuple[float, ...], Field(strict=False)]
 
 
 def _none_if_named(value: object) -> object:
@@ -94,7 +97,7 @@ class PartitionConfig(Section):
 class DataConfig(Section):
     """What each node trains on. Only the node itself opens its shard."""
 
-    shards: str | tuple[str, ...] | None = Field(
+    shards: str | Texts | None = Field(
         default=None,
         description="One Arrow or Parquet file per node: a list of paths or URIs, or one glob "
         "pattern (local paths only), sorted by name.",
@@ -109,12 +112,12 @@ class DataConfig(Section):
     )
     input: str = Field(default="input", description="Column of fixed-shape inputs.")
     label: str = Field(default="label", description="Column of integer labels or float targets.")
-    mean: tuple[float, ...] | None = Field(
+    mean: Numbers | None = Field(
         default=None,
         description="Per-channel mean taken off the inputs after scaling 8-bit ones to [0, 1]; "
         "default: what the file's metadata says, else 0.",
     )
-    std: tuple[float, ...] | None = Field(
+    std: Numbers | None = Field(
         default=None, description="Per-channel standard deviation to divide by, likewise; else 1."
     )
 

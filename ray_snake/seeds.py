@@ -15,6 +15,12 @@ def derive_seed(seed: int, *name: str | int) -> int:
         seed: The run's seed.
         name: What the draw is for, such as `("visit", 17, "epoch", 2)`.
     """
-    text = "/".join(f"{type(part).__name__}:{part}" for part in (seed, *name))
+    text = "/".join(_written(part) for part in (seed, *name))
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
+
+
+def _written(part: str | int) -> str:
+    # A slash within a name must not read as the end of it.
+    text = str(part).replace("\\", "\\\\").replace("/", "\\/")
+    return f"{type(part).__name__}:{text}"

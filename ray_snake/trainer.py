@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ import ray
 
 from ray_snake.config import SnakeConfig
 from ray_snake.data import ShardSource
-from ray_snake.errors import DriverFailedError
+from ray_snake.errors import ConfigError, DriverFailedError, InputError, RunError, SnakeError
 from ray_snake.runtime.actors import SnakeDriver
 from ray_snake.runtime.cluster import (
     check_resources,
@@ -25,7 +25,7 @@ from ray_snake.runtime.cluster import (
     is_embedded,
     on_cluster,
 )
-from ray_snake.runtime.events import Evaluated, Event, RunEnded
+from ray_snake.runtime.events import Evaluated, Event, Preparing, RunEnded
 from ray_snake.runtime.journal import read_records
 from ray_snake.runtime.launch import actor_class, here
 from ray_snake.runtime.messages import BlockTable, NodeSpec
@@ -172,7 +172,21 @@ class SnakeTrainer:
             InputError: If anything that was given is wrong; nothing was started or changed.
             RunError: If the run failed on the way; `resume` goes on after its last accepted visit.
         """
-        # A run that fails later leaves its folder behind, so all that can be checked comes first.
+        with ConsoleProgress() if self._progress else contextlib.nullcontext() as console:
+
+            def tell(event: Event) -> None:
+                if console is not None:
+                    console.on_event(event)
+                if self._on_event is not None:
+                    self._on_event(event)
+
+            storage, sha256 = self._run(tell)
+        summary = run_summary(storage.uri, read_records(storage), sha256)
+        return Result(run=storage.uri, summary=summary, recipe=self._recipe)
+
+    def _run(self, tell: Callable[[Event], None]) -> tuple[Storage, str]:
+        """Check everything, then drive the run; return its folder and its weights' SHA-256."""
+        tell(Preparing(what="looking at model and data"))
         from ray_snake.runtime.preflight import check_model, check_shards
 
         config = self._recipe.config
@@ -188,19 +202,19 @@ class SnakeTrainer:
         storage = choose_run(self._storage, self._stem, self._name, resume=self._resume)
         if self._resume:
             RunFolder(storage).check_resumable(config, names)
+        tell(Preparing(what="starting Ray" if embedded else "joining the Ray cluster"))
         with connected(self._address):
-            if not embedded:
-                specs = check_shards(stack, sources, on_cluster(config.nodes))
             actors = len(group_nodes(len(sources), config.nodes.nodes_per_actor))
             gpus = gpu_share(config.nodes, actors)
             check_resources(config.nodes, actors, gpus)
+            if not embedded:
+                specs = check_shards(stack, sources, on_cluster(config.nodes))
+            # From here on the run leaves a folder behind; all that can be checked was.
             if not self._resume:
                 custom = self._recipe.function is not None
                 RunFolder.create(storage, config, names, custom_model=custom)
             blocks = BlockTable(names=stack.names, bytes=stack.block_bytes())
-            sha256 = self._drive(blocks, specs, evaluation, storage, gpus)
-        summary = run_summary(storage.uri, read_records(storage), sha256)
-        return Result(run=storage.uri, summary=summary, recipe=self._recipe)
+            return storage, self._drive(blocks, specs, evaluation, storage, gpus, tell)
 
     def _evaluation_source(self) -> ShardSource | None:
         data = self._recipe.config.data
@@ -220,6 +234,7 @@ class SnakeTrainer:
         evaluation: ShardSource | None,
         storage: Storage,
         gpus: float,
+        tell: Callable[[Event], None],
     ) -> str:
         """Start the driver and pass on what it tells; return SHA-256 of the final weights."""
         config = self._recipe.config
@@ -228,24 +243,28 @@ class SnakeTrainer:
             SnakeDriver, num_cpus=0, max_restarts=0, scheduling_strategy=here()
         )
         recoveries_left = config.failures.recoveries
-        with self._watchers(storage) as tell:
-            while True:
-                driver = driver_class.remote(
-                    config, blocks, specs, [recipe], storage, evaluation, gpus
-                )
-                try:
-                    return self._follow(driver, tell)
-                except ray.exceptions.RayActorError as error:
-                    if recoveries_left == 0:
-                        raise DriverFailedError(
-                            f"the driver died ({str(error).splitlines()[0]})",
-                            "look into why, then go on with --resume",
-                        ) from None
-                    recoveries_left -= 1
-                except ray.exceptions.RayError as error:
-                    raise error_of(error) from error
-                finally:
-                    ray.kill(driver)
+        board = _Board(storage)
+
+        def pass_on(event: Event) -> None:
+            tell(event)
+            if isinstance(event, (Evaluated, RunEnded)):
+                board.write()
+
+        while True:
+            driver = driver_class.remote(config, blocks, specs, [recipe], storage, evaluation, gpus)
+            try:
+                return self._follow(driver, pass_on)
+            except ray.exceptions.RayActorError as error:
+                if recoveries_left == 0:
+                    raise DriverFailedError(
+                        f"the driver died ({str(error).splitlines()[0]})",
+                        "look into why, then go on with --resume",
+                    ) from None
+                recoveries_left -= 1
+            except ray.exceptions.RayError as error:
+                raise _after_start(error_of(error)) from error
+            finally:
+                ray.kill(driver)
 
     @staticmethod
     def _follow(driver: Any, tell: Callable[[Event], None]) -> str:  # noqa: ANN401 - actor handle
@@ -265,37 +284,13 @@ class SnakeTrainer:
                 ray.get(run)
                 return sha256
 
-    @contextlib.contextmanager
-    def _watchers(self, storage: Storage) -> Iterator[Callable[[Event], None]]:
-        """Give the function that passes events to the console, TensorBoard and the user."""
-        records = read_records(storage)
-        board = EventFile(storage, records)
-        read = len(records)
-
-        def write_board() -> None:
-            nonlocal read
-            fresh = read_records(storage, read)
-            for record in fresh:
-                board.add(record)
-            read += len(fresh)
-            board.flush()
-
-        with contextlib.ExitStack() as stack:
-            console = stack.enter_context(ConsoleProgress()) if self._progress else None
-
-            def tell(event: Event) -> None:
-                if console is not None:
-                    console.on_event(event)
-                if isinstance(event, (Evaluated, RunEnded)):
-                    write_board()
-                if self._on_event is not None:
-                    self._on_event(event)
-
-            yield tell
-
 
 def node_sources(config: SnakeConfig, nodes: Sequence[object] | None) -> list[ShardSource]:
-    """Return the nodes' shards, from what the caller gave or else from the settings."""
+    """Return the nodes' shards, from what the caller gave or else from the settings.
+
+    Raises:
+        ConfigError: If there are no nodes.
+    """
     data = config.data
     if nodes is None and data.source is not None and data.partition is not None:
         return [
@@ -311,6 +306,13 @@ def node_sources(config: SnakeConfig, nodes: Sequence[object] | None) -> list[Sh
             for index in range(data.partition.nodes)
         ]
     given = data.shard_uris() if nodes is None else nodes
+    if not given:
+        found = f"{data.shards!r} matches no file" if nodes is None and data.shards else "no nodes"
+        raise ConfigError(
+            "data.shards" if nodes is None else "nodes",
+            found,
+            "give one file per node, or set data.source with data.partition",
+        )
     return [
         ShardSource.of(
             _absolute(one),
@@ -329,3 +331,27 @@ def _absolute(data: object) -> object:
     if isinstance(data, (str, os.PathLike)) and "://" not in os.fspath(data):
         return str(Path(data).expanduser().absolute())
     return data
+
+
+def _after_start(error: SnakeError) -> SnakeError:
+    """Return the error of a run that had started: bad input then is a failed run."""
+    if isinstance(error, InputError):
+        return RunError(f"{error.subject}: {error.problem}", f"{error.remedy}, then --resume")
+    return error
+
+
+class _Board:
+    """Keeps a run's TensorBoard files level with its journal."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        records = read_records(storage)
+        self._read = len(records)
+        self._file = EventFile(storage, records)
+
+    def write(self) -> None:
+        fresh = read_records(self._storage, self._read)
+        for record in fresh:
+            self._file.add(record)
+        self._read += len(fresh)
+        self._file.flush()

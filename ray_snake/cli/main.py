@@ -14,6 +14,8 @@ from ray_snake.errors import SnakeError
 
 INTERRUPTED = 130
 
+# A group without a subcommand; before click 8.2 that is no error.
+_HELP = getattr(click.exceptions, "NoArgsIsHelpError", ())
 _COMMANDS = ("data", "evaluate", "export", "plan", "train")
 
 
@@ -46,11 +48,21 @@ def main(arguments: list[str] | None = None) -> None:
         click.echo(f"ray-snake: {error}", err=True)
         sys.exit(error.exit_status)
     except click.ClickException as error:
-        error.show()
+        if isinstance(error, _HELP):
+            error.show()
+        else:
+            click.echo(f"ray-snake: {_one_line(error)}", err=True)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         click.echo("ray-snake: interrupted; the same command with --resume goes on", err=True)
         sys.exit(INTERRUPTED)
+
+
+def _one_line(error: click.ClickException) -> str:
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    path = "ray-snake" if context is None else context.command_path
+    message = " ".join(error.format_message().split()).rstrip(".")
+    return f"{message}; see '{path} --help'"
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

@@ -86,6 +86,7 @@ class BlockStack(nn.Module):
             if _is_bare(stack):
                 return stack
         except Exception:
+            # Whatever it is, it may be the meta device's fault; if not, it comes again now.
             pass
         stack = cls.build(build)
         for module in stack.modules():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
@@ -212,10 +213,10 @@ class SnakeDriver:
 
     async def events(self, timeout: float) -> list[Event]:
         """Return what happened since the last call; wait up to `timeout` seconds for anything."""
-        try:
-            await asyncio.wait_for(self._news.wait(), timeout)
-        except asyncio.TimeoutError:
-            return []
+        # Not left to `wait_for`: it gives up at once on a timeout of 0, whatever there is.
+        if not self._events:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._news.wait(), timeout)
         self._news.clear()
         events, self._events = self._events, []
         return events

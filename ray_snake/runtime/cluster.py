@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +35,7 @@ def connected(address: str | None) -> Iterator[None]:
     if address == "local":
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         quiet["include_dashboard"] = False
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -41,6 +44,9 @@ def connected(address: str | None) -> Iterator[None]:
             f"no Ray cluster answers there ({' '.join(str(error).split())[:200]})",
             "give the address of a running head, or none for an embedded one",
         ) from None
+    if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
+        # Ray puts a handler in its place that exits with the signal's number.
+        signal.signal(signal.SIGTERM, on_sigterm)
     try:
         yield
     finally:

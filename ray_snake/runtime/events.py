@@ -9,6 +9,13 @@ from ray_snake.runtime.journal import EvaluationRecord, VisitRecord
 
 
 @dataclass(frozen=True, kw_only=True)
+class Preparing:
+    """What is going on before the driver is up, in words such as `starting Ray`."""
+
+    what: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunStarted:
     """The driver knows the whole plan.
 
@@ -98,7 +105,8 @@ class RunEnded:
 
 
 Event = (
-    RunStarted
+    Preparing
+    | RunStarted
     | NodeReady
     | NodeLost
     | Recovering

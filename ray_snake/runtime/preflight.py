@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from ray_snake.data import NodeDataset, ShardSource
 from ray_snake.engine.fit import output_shape
 from ray_snake.engine.stack import BlockStack
-from ray_snake.errors import ConfigError, DataError
+from ray_snake.errors import DataError
 from ray_snake.planning.span import cut_spans
 from ray_snake.runtime.messages import NodeSpec
 from ray_snake.runtime.recipe import Recipe
@@ -96,15 +96,8 @@ def check_shards(
 
     Raises:
         DataError: If a shard can't be used as it is.
-        ConfigError: If there are none.
     """
     run = on_sources or _here
-    if not sources:
-        raise ConfigError(
-            "data",
-            "there are no nodes",
-            "set data.shards to one file per node, or data.source with data.partition.nodes",
-        )
     facts: list[ShardFacts] = run(shard_facts, [(source,) for source in sources])
     for source, found in zip(sources, facts, strict=True):
         if found.samples == 0:

@@ -13,6 +13,7 @@ from ray_snake.runtime.events import (
     Event,
     NodeLost,
     NodeReady,
+    Preparing,
     Recovering,
     RunEnded,
     RunStarted,
@@ -50,9 +51,10 @@ class ConsoleProgress:
             console=self._console,
             redirect_stdout=False,
         )
-        self._task = self._bar.add_task("starting nodes", total=None)
+        self._task = self._bar.add_task("", total=None)
         self._live = self._console.is_interactive
         self._closed = False
+        self._preparing = ""
         self._started: RunStarted | None = None
         self._ready: set[int] = set()
         self._under_way: dict[int, VisitStarted] = {}
@@ -80,6 +82,8 @@ class ConsoleProgress:
     def on_event(self, event: Event) -> None:
         """Show one event of the run."""
         match event:
+            case Preparing():
+                self._preparing = event.what
             case RunStarted():
                 self._on_run_started(event)
             case NodeReady():
@@ -207,7 +211,8 @@ class ConsoleProgress:
         if not self._live or self._closed:
             return
         if self._trip == 0:
-            self._bar.update(self._task, description=self._starting())
+            waiting = self._preparing if self._started is None else self._starting()
+            self._bar.update(self._task, description=waiting)
         else:
             visit = max(self._under_way, default=self._last_visit)
             counters = f"trip {self._of(self._trip, 'trips')} visit {self._of(visit, 'visits')}"

@@ -182,6 +182,9 @@ class SnakeSection(Section):
         default="span_major", description="How spans and nodes are paired; see planning.order."
     )
     span_width: PositiveInt = Field(default=2, description="Blocks trained together.")
+    trips_per_span: PositiveInt = Field(
+        default=1, description="Trips that `span_major` stays with a span before it moves on."
+    )
     trips: PositiveInt = Field(default=12, description="How often the snake crosses all nodes.")
     train_first: bool = Field(
         default=False, description="Train the first block (basic features) in every visit too."
@@ -189,6 +192,15 @@ class SnakeSection(Section):
     train_last: bool = Field(
         default=True, description="Train the last block (decision boundary) in every visit too."
     )
+
+    @model_validator(mode="after")
+    def _only_span_major_stays(self) -> SnakeSection:
+        if self.trips_per_span > 1 and self.order != "span_major":
+            raise ValueError(
+                f"trips_per_span {self.trips_per_span} goes with order span_major, not "
+                f"{self.order}; set it to 1"
+            )
+        return self
 
 
 class TrainingConfig(Section):

@@ -22,7 +22,7 @@ from ray_snake.data.shards import (
     tensor_views,
 )
 from ray_snake.errors import DataError
-from ray_snake.storage import without_secrets
+from ray_snake.location import without_secrets
 
 CHECK_ROWS = 4096
 

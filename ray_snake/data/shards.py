@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from ray_snake.config import PartitionConfig
 from ray_snake.data.partition import label_table, split
 from ray_snake.errors import DataError, StorageError
-from ray_snake.storage import Storage, open_file, split_uri, without_secrets
+from ray_snake.location import without_secrets
+from ray_snake.storage import Storage, open_file, split_uri
 
 METADATA_KEY = b"ray_snake"
 BUILTIN = "builtin://"

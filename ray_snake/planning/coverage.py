@@ -26,8 +26,8 @@ class Coverage:
         """Return how often `node` has trained each span."""
         return tuple(self._counts[node])
 
-    def least_trained(self, node: int) -> list[int]:
-        """Return the spans that `node` has trained least often, ascending."""
+    def least_trained(self, node: int, within: int = 0) -> list[int]:
+        """Return the spans that `node` has trained least often, or up to `within` more often."""
         counts = self._counts[node]
-        least = min(counts)
-        return [span for span, count in enumerate(counts) if count == least]
+        limit = min(counts) + within
+        return [span for span, count in enumerate(counts) if count <= limit]

@@ -1,8 +1,9 @@
 """Orders: how the snake pairs nodes with spans. A new order is one class here and its name below.
 
 An order proposes, coverage disposes: whatever an order would like, a node is only ever given one
-of the spans that it has trained least often. So for every node the counts of any two of its spans
-differ by one at most, at any time and with every order, and no node can be locked to a span.
+of the spans that it has trained least often, or less than `stay` times more often than that. So
+for every node the counts of any two of its spans differ by `stay` at most, at any time and with
+every order, and no node can be locked to a span.
 """
 
 from __future__ import annotations
@@ -52,11 +53,13 @@ class Order(ABC):
     Args:
         spans: Number of spans.
         seed: The run's seed, for orders that draw.
+        stay: Trips before the span moves on, for orders that stay with one.
     """
 
-    def __init__(self, *, spans: int, seed: int) -> None:
+    def __init__(self, *, spans: int, seed: int, stay: int = 1) -> None:
         self.spans = spans
         self.seed = seed
+        self.stay = stay
 
     def crossing(self, trip: int, nodes: int) -> list[int]:
         """Return the nodes of a trip in order: forth on the first trip, back on the second."""
@@ -65,15 +68,19 @@ class Order(ABC):
 
     @abstractmethod
     def choose(self, turn: Turn, least_trained: Sequence[int]) -> int:
-        """Return the span of a visit: one of `least_trained`, the node's least trained spans."""
+        """Return the span of a visit: one of `least_trained`, which coverage leaves open."""
 
 
 class SpanMajor(Order):
-    """The span stays while the snake crosses all nodes, then moves: a visit moves few bytes."""
+    """The span stays while the snake crosses all nodes, then moves: a visit moves few bytes.
+
+    A node must learn the final weights of the span that was left, beside those of the span it
+    trains. With `stay` trips before the span moves, that is one more span's bytes in `stay` visits.
+    """
 
     def choose(self, turn: Turn, least_trained: Sequence[int]) -> int:
         """Return the trip's span."""
-        return nearest(there_and_back(turn.trip - 1, self.spans), least_trained)
+        return nearest(there_and_back((turn.trip - 1) // self.stay, self.spans), least_trained)
 
 
 class Diagonal(Order):
@@ -104,14 +111,14 @@ ORDERS: dict[str, type[Order]] = {
 }
 
 
-def make_order(name: str, *, spans: int, seed: int) -> Order:
+def make_order(name: str, *, spans: int, seed: int, stay: int = 1) -> Order:
     """Return the order registered under `name`.
 
     Raises:
         ConfigError: If there is none of that name.
     """
     try:
-        return ORDERS[name](spans=spans, seed=seed)
+        return ORDERS[name](spans=spans, seed=seed, stay=stay)
     except KeyError:
         raise ConfigError(
             "snake.order", f"no order {name!r}", f"choose one of {', '.join(ORDERS)}"

@@ -31,34 +31,45 @@ class Schedule:
         self.total = snake.trips * nodes
         self.nodes = nodes
         self.coverage = Coverage(nodes, len(self.spans))
-        self._order = make_order(snake.order, spans=len(self.spans), seed=seed)
+        self._order = make_order(
+            snake.order, spans=len(self.spans), seed=seed, stay=snake.trips_per_span
+        )
         self._trained = [
             trained_blocks(span, blocks, train_first=snake.train_first, train_last=snake.train_last)
             for span in self.spans
         ]
         self._handed_out = 0
         self._crossing: list[int] = []
+        self._crossing_of = 0
 
     def upcoming_nodes(self) -> list[int]:
         """Return the nodes that still have visits, in the order of their next one."""
         trip, position = divmod(self._handed_out, self.nodes)
-        left = [] if position == 0 else self._crossing[position:]
+        left = [] if position == 0 else self._order.crossing(trip + 1, self.nodes)[position:]
         next_trip = trip + 1 if position == 0 else trip + 2
         if next_trip * self.nodes <= self.total:
             left = [*left, *self._order.crossing(next_trip, self.nodes)]
         return list(dict.fromkeys(left))
 
     def next(self) -> Visit | None:
-        """Return the next visit, or none when the run's trips are done."""
+        """Hand out the next visit, or none when the run's trips are done."""
+        visit = self.peek()
+        if visit is not None:
+            self._handed_out = visit.number
+            self.coverage.add(visit.node, self.spans.index(visit.span))
+        return visit
+
+    def peek(self) -> Visit | None:
+        """Return the visit that `next` would hand out now, without handing it out."""
         if self._handed_out == self.total:
             return None
         trip, position = divmod(self._handed_out, self.nodes)
-        if position == 0:
+        if self._crossing_of != trip + 1:
+            self._crossing_of = trip + 1
             self._crossing = self._order.crossing(trip + 1, self.nodes)
-        self._handed_out += 1
-        turn = Turn(number=self._handed_out, trip=trip + 1, node=self._crossing[position])
-        choice = self._order.choose(turn, self.coverage.least_trained(turn.node))
-        self.coverage.add(turn.node, choice)
+        turn = Turn(number=self._handed_out + 1, trip=trip + 1, node=self._crossing[position])
+        open_spans = self.coverage.least_trained(turn.node, self._order.stay - 1)
+        choice = self._order.choose(turn, open_spans)
         return Visit(
             number=turn.number,
             trip=turn.trip,

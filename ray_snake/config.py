@@ -7,7 +7,6 @@ suggests the nearest known one.
 
 from __future__ import annotations
 
-import difflib
 import glob
 import hashlib
 import json
@@ -26,6 +25,7 @@ from pydantic import (
 )
 
 from ray_snake.errors import ConfigError
+from ray_snake.settings_tree import apply_setting, differences, unknown_key
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -60,7 +60,7 @@ class Section(BaseModel):
         if isinstance(values, Mapping):
             for key in values:
                 if key not in cls.model_fields:
-                    raise ValueError(_unknown_key(str(key), list(cls.model_fields)))
+                    raise ValueError(unknown_key(str(key), list(cls.model_fields)))
         return values
 
 
@@ -365,7 +365,7 @@ class SnakeConfig(Section):
         # TOML's dates and times are no setting's value: as text they are refused by key.
         merged = json.loads(json.dumps(tree, default=str))
         for setting in settings:
-            _apply(merged, setting)
+            apply_setting(merged, setting)
         try:
             return cls.model_validate_json(json.dumps(merged, default=str))
         except ValidationError as error:
@@ -381,7 +381,7 @@ class SnakeConfig(Section):
         return [
             key
             for section in self.DECISIVE
-            for key in _differences(section, mine[section], theirs[section])
+            for key in differences(section, mine[section], theirs[section])
         ]
 
     def fingerprint(self) -> str:
@@ -389,42 +389,6 @@ class SnakeConfig(Section):
         tree = self.tree()
         decisive = json.dumps({key: tree[key] for key in self.DECISIVE}, sort_keys=True)
         return hashlib.sha256(decisive.encode()).hexdigest()[:16]
-
-
-def _differences(key: str, mine: object, theirs: object) -> list[str]:
-    if isinstance(mine, dict) and isinstance(theirs, dict):
-        return [
-            difference
-            for name in sorted(mine.keys() | theirs.keys())
-            for difference in _differences(f"{key}.{name}", mine.get(name), theirs.get(name))
-        ]
-    return [] if mine == theirs else [key]
-
-
-def _unknown_key(key: str, known: list[str]) -> str:
-    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    hint = f"did you mean {nearest[0]!r}?" if nearest else f"known keys: {', '.join(known)}"
-    return f"unknown key {key!r}; {hint}"
-
-
-def _apply(tree: dict[str, Any], setting: str) -> None:
-    key, separator, text = setting.partition("=")
-    parts = key.strip().split(".")
-    if not separator or not all(parts):
-        raise ConfigError(
-            f"--set {setting}", "is not section.key=value", "write for example snake.trips=20"
-        )
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text.strip()
-    branch = tree
-    for part in parts[:-1]:
-        inner = branch.setdefault(part, {})
-        if not isinstance(inner, dict):
-            raise ConfigError(f"--set {setting}", f"{part!r} is not a section", "check the key")
-        branch = inner
-    branch[parts[-1]] = value
 
 
 def _dotted_key(location: tuple[str | int, ...]) -> str:

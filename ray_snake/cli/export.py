@@ -44,7 +44,8 @@ def export(run: str, form: str, out: Path) -> None:
         else:
             from safetensors.torch import save_file
 
-            save_file({name: one.contiguous() for name, one in weights.items()}, unfinished)
+            # Weights that are tied are written once for each of their names.
+            save_file({name: one.clone() for name, one in weights.items()}, unfinished)
         unfinished.replace(out)
     finally:
         unfinished.unlink(missing_ok=True)

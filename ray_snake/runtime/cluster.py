@@ -38,12 +38,9 @@ def connected(address: str | None) -> Iterator[None]:
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise ResourceError(
-            f"--address {address}",
-            f"no Ray cluster answers there ({' '.join(str(error).split())[:200]})",
-            "give the address of a running head, or none for an embedded one",
-        ) from None
+    except Exception as error:
+        # Ray raises anything here, down to a bare Exception when a start takes too long.
+        raise _no_cluster(address, error) from None
     if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
         # Ray puts a handler in its place that exits with the signal's number.
         signal.signal(signal.SIGTERM, on_sigterm)
@@ -51,6 +48,21 @@ def connected(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _no_cluster(address: str, error: Exception) -> ResourceError:
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    if address == "local":
+        return ResourceError(
+            "ray",
+            f"could not be started on this machine ({reason})",
+            "see whether it is overloaded or its disk is full, or give --address of a cluster",
+        )
+    return ResourceError(
+        f"--address {address}",
+        f"no Ray cluster answers there ({reason})",
+        "give the address of a running head, or none for an embedded one",
+    )
 
 
 def is_embedded(address: str | None) -> bool:

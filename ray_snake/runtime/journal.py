@@ -212,8 +212,9 @@ def _segment_name(segment: int) -> str:
 
 def _parse(name: str, content: bytes) -> list[JournalRecord]:
     try:
-        return [_RECORD.validate_json(line) for line in content.decode().splitlines()]
-    except (ValidationError, UnicodeDecodeError) as error:
+        # Split as bytes: text has line ends of its own that JSON leaves as they are.
+        return [_RECORD.validate_json(line) for line in content.splitlines()]
+    except ValidationError as error:
         raise CheckpointError(
             f"journal/{name} is damaged ({str(error).splitlines()[0]})",
             "restore that file from a copy; the run can't be resumed without it",

@@ -11,14 +11,12 @@ import pytest
 from PIL import Image
 
 from ray_snake.data import NodeDataset, ShardSource, read_table
+from ray_snake.data.archive import Archive, cache_folder, cached_archive
 from ray_snake.data.catalogue import (
     CATALOGUE,
-    Archive,
     Cifar10,
     Mnist,
     Reviews,
-    cache_folder,
-    cached_archive,
     channel_statistics,
     fetch,
     idx_array,

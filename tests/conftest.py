@@ -1,0 +1,51 @@
+"""One real Ray cluster for all tests that need one: three raylets, each with its own store."""
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# How long an example takes says more about the machine than about the code.
+settings.register_profile(
+    "ray_snake", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("ray_snake")
+
+# A killed raylet is noticed after about a second in place of fourteen.
+QUICK_HEALTH_CHECKS = {
+    "health_check_initial_delay_ms": 0,
+    "health_check_period_ms": 500,
+    "health_check_timeout_ms": 1000,
+    "health_check_failure_threshold": 3,
+}
+
+
+@pytest.fixture(scope="session")
+def ray_home(tmp_path_factory):
+    """A home folder for tests that start Ray, which writes a token there."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="session")
+def raylets(ray_home):
+    """A `ray.cluster_utils.Cluster` that this process has joined.
+
+    The head, and one machine each with the label site=a and site=b.
+    """
+    import ray
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(ray_home))
+        patch.setenv("RAY_AUTH_TOKEN_PATH", str(ray_home / "token"))
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        cluster = Cluster(
+            initialize_head=True,
+            head_node_args={"num_cpus": 2, "_system_config": QUICK_HEALTH_CHECKS},
+        )
+        try:
+            for site in ("a", "b"):
+                cluster.add_node(num_cpus=2, labels={"site": site})
+            ray.init(address=cluster.address, log_to_driver=False)
+            yield cluster
+        finally:
+            ray.shutdown()
+            cluster.shutdown()

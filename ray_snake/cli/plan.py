@@ -62,6 +62,9 @@ def plan(config: Path, settings: tuple[str, ...], shown_trips: int) -> None:
             format_bytes(row.bytes_pulled),
         )
     console = Console()
+    if not console.is_terminal:
+        # Nothing cuts off what goes to a file.
+        console = Console(width=160)
     console.print(blocks)
     console.print(visits)
     console.print(

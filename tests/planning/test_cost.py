@@ -1,0 +1,80 @@
+"""What a visit is predicted to cost."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ray_snake.config import LossConfig, TrainingConfig
+from ray_snake.planning.cost import BlockCost, predict_visit
+from ray_snake.planning.span import Span, Visit
+
+BLOCKS = [
+    BlockCost(
+        name=f"block{index}",
+        weight_bytes=1000 * (index + 1),
+        forward_flops=10.0 * (index + 1),
+        saved_bytes=100,
+        input_bytes=40,
+        output_bytes=8,
+    )
+    for index in range(4)
+]
+
+
+def visit(start: int, stop: int) -> Visit:
+    span = Span(start, stop)
+    return Visit(number=1, trip=1, node=0, span=span, trained=tuple(span.blocks()))
+
+
+def predict(start: int, stop: int, *, rows: int = 64, distillation: float = 0.0, **training):
+    settings = TrainingConfig(batch_size=32, **training)
+    return predict_visit(
+        visit(start, stop),
+        BLOCKS,
+        rows=rows,
+        steps=settings.steps or settings.epochs * rows // 32,
+        training=settings,
+        loss=LossConfig(distillation=distillation),
+    )
+
+
+def test_a_whole_model_epoch_is_three_forward_passes_of_every_row():
+    assert predict(0, 4).flops == 64 * 3 * (10 + 20 + 30 + 40)
+
+
+def test_the_prefix_runs_once_where_several_epochs_share_its_cache():
+    once, thrice = predict(3, 4, epochs=1), predict(3, 4, epochs=3)
+    assert once.flops == 64 * (10 + 20 + 30) + 64 * 3 * 40
+    assert thrice.flops == 64 * (10 + 20 + 30) + 3 * 64 * 3 * 40
+
+
+def test_a_frozen_suffix_costs_its_forward_pass_twice():
+    assert predict(0, 1).flops == 64 * (3 * 10 + 2 * (20 + 30 + 40))
+
+
+def test_a_teacher_adds_a_forward_pass_from_the_first_trained_block():
+    extra = predict(2, 3, distillation=0.5).flops - predict(2, 3).flops
+    assert extra == 64 * (30 + 40)
+
+
+@pytest.mark.parametrize(
+    ("training", "copies"),
+    [({"momentum": 0.0}, 2), ({}, 3), ({"optimizer": "adamw"}, 4)],
+    ids=["plain sgd", "momentum", "adamw"],
+)
+def test_private_memory_holds_weights_gradients_and_optimizer_state(training, copies):
+    assert predict(0, 1, **training).private_bytes == copies * 1000 + 32 * 4 * 100
+
+
+def test_a_prefix_cache_counts_until_it_goes_to_disk():
+    small, on_disk = predict(1, 2, epochs=2), predict(1, 2, epochs=2, cache_bytes=0)
+    assert small.private_bytes - on_disk.private_bytes == 64 * 40
+
+
+def test_frozen_weights_are_shared_and_trained_ones_are_not():
+    assert predict(1, 3).shared_bytes == 1000 + 4000
+
+
+@given(rows=st.integers(1, 500), steps=st.integers(1, 50))
+def test_steps_in_place_of_epochs_never_predict_fewer_samples_than_steps(rows, steps):
+    assert predict(0, 2, rows=rows, steps=steps).samples >= steps

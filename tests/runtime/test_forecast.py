@@ -1,0 +1,43 @@
+"""A run's first trips as they would go."""
+
+import numpy as np
+from torch import nn
+
+from ray_snake.config import SnakeConfig, SnakeSection
+from ray_snake.data import ShardSource
+from ray_snake.engine.stack import BlockStack
+from ray_snake.runtime.forecast import forecast
+from ray_snake.runtime.preflight import check_shards
+
+
+def build():
+    return nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2))
+
+
+def predict(trips=2, **snake):
+    shards = [(np.zeros((rows, 4), "float32"), np.arange(rows) % 2) for rows in (10, 20, 30)]
+    stack = BlockStack.skeleton(build)
+    nodes = check_shards(stack, [ShardSource.of(one, index=i) for i, one in enumerate(shards)])
+    snake = SnakeSection(**{"span_width": 1, "trips": 6, **snake})
+    return stack, forecast(SnakeConfig(snake=snake), stack, nodes, trips=trips)
+
+
+def test_the_first_trips_are_listed_and_the_whole_run_is_timed():
+    _, found = predict(trips=2)
+    assert [one.visit.number for one in found.visits] == [1, 2, 3, 4, 5, 6]
+    assert found.run_seconds > sum(one.seconds for one in found.visits) > 0
+
+
+def test_a_first_visit_pulls_the_whole_model_and_later_ones_what_changed():
+    stack, found = predict(train_last=False)
+    sizes = stack.block_bytes()
+    assert [one.bytes_pulled for one in found.visits[:3]] == [sum(sizes)] * 3
+    # The second trip goes back: its first node trained last, and has all but nothing to learn.
+    assert found.visits[3].bytes_pulled == 0
+    assert found.visits[4].bytes_pulled == sizes[0] + sizes[1]
+
+
+def test_visits_to_larger_shards_take_longer():
+    _, found = predict()
+    first_trip = sorted(found.visits[:3], key=lambda one: one.visit.node)
+    assert first_trip[0].seconds < first_trip[1].seconds < first_trip[2].seconds

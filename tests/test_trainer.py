@@ -96,7 +96,7 @@ def test_checkpoint_holds_one_file_per_block(finished):
     files = sorted(Path(result.checkpoint).rglob("*.safetensors"))
     assert [path.parent.name for path in files] == ["0000", "0001", "0002"]
     weights = dict(result.model().state_dict())
-    assert torch.equal(load_file(files[0])["weight"], weights["0.weight"])
+    assert torch.equal(load_file(files[0])["0.weight"], weights["0.weight"])
 
 
 def test_summary_counts_the_run(finished):

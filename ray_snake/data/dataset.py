@@ -128,6 +128,11 @@ class ShardSource:
             stem = PurePosixPath(path).stem
         return stem if self.partition is None else f"{stem}[{self.index}]"
 
+    @property
+    def subject(self) -> str:
+        """What an error calls it: the file, without credentials, or the name of data in memory."""
+        return self.name if self.uri is None else without_secrets(self.uri)
+
 
 class NodeDataset:
     """The rows of one shard; made by `open`.
@@ -142,7 +147,7 @@ class NodeDataset:
     """
 
     def __init__(self, table: pa.Table, source: ShardSource) -> None:
-        self._subject = _subject(source)
+        self._subject = source.subject
         self._input_name = source.input
         self._label_name = source.label
         column = self._column(table, source.input, "data.input")
@@ -348,7 +353,3 @@ class NodeDataset:
                 f"{what} column {name!r} holds NaN or infinity in row {row}",
                 "correct or drop that row",
             )
-
-
-def _subject(source: ShardSource) -> str:
-    return source.name if source.uri is None else without_secrets(source.uri)

@@ -101,12 +101,14 @@ def check_shards(
     facts: list[ShardFacts] = run(shard_facts, [(source,) for source in sources])
     for source, found in zip(sources, facts, strict=True):
         if found.samples == 0:
-            raise DataError(source.name, "has no rows", "leave that node out or give it some data")
+            raise DataError(
+                source.subject, "has no rows", "leave that node out or give it some data"
+            )
     kinds: dict[ShardFacts, int | None] = {}
     for source, found in zip(sources, facts, strict=True):
         kind = replace(found, samples=0)
         if kind not in kinds:
-            kinds[kind] = classes_for(stack, kind, source.name)
+            kinds[kind] = classes_for(stack, kind, source.subject)
     classes = [kinds[replace(found, samples=0)] for found in facts]
     run(check_shard, list(zip(sources, classes, strict=True)))
     return [

@@ -1,0 +1,93 @@
+"""Where a run's processes are, and that it makes no difference to the weights."""
+
+import pytest
+import ray
+from scenarios import (
+    NODES,
+    TRIPS,
+    VISITS,
+    actors,
+    fit,
+    libraries,
+    until,
+    with_sections,
+)
+
+from ray_snake.errors import ResourceError
+
+
+def test_nodes_are_on_several_machines_and_the_driver_on_this_one(watched_reference):
+    result, seen = watched_reference
+    assert len(seen["machines"]) == NODES
+    assert len(set(seen["machines"])) > 1
+    assert seen["driver"] == ray.get_runtime_context().get_node_id()
+    # Each visit follows one on another node, so blocks went between these machines' stores.
+    assert result.summary["bytes_moved"] > 0
+    assert result.summary["visits"] == VISITS
+
+
+def test_the_driver_never_has_torch_in_its_process(watched_reference):
+    _, seen = watched_reference
+    assert "libtorch" in libraries("self")
+    assert "python" in seen["libraries"]
+    assert "libtorch" not in seen["libraries"]
+
+
+def test_nodes_that_share_a_process_give_the_same_weights(storage, reference):
+    config = with_sections(nodes={"nodes_per_actor": NODES})
+    before = len(actors("SnakeNode"))
+    result = fit(config, storage.uri)
+    assert len(actors("SnakeNode")) == before + 1
+    assert result.summary["weights_sha256"] == reference.summary["weights_sha256"]
+    assert result.summary["bytes_moved"] == reference.summary["bytes_moved"]
+
+
+@pytest.mark.parametrize("order", ["diagonal", "random"])
+def test_every_order_runs_and_trains_every_span_on_every_node(storage, reference, order):
+    config = with_sections(snake={"order": order}, nodes={"nodes_per_actor": NODES})
+    result = fit(config, storage.uri)
+    visits = result.history.to_pylist()
+    assert len(visits) == VISITS
+    for node in range(NODES):
+        spans = [one["span_start"] for one in visits if one["node"] == node]
+        assert len(spans) == TRIPS
+        counts = [spans.count(start) for start in (0, 2, 4)]
+        assert max(counts) - min(counts) <= 1
+    assert result.summary["weights_sha256"] != reference.summary["weights_sha256"]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "key", "value"),
+    [
+        ({"labels": {"site": "mars"}}, "nodes.labels", "mars"),
+        ({"labels": {"site": "!in(a,b)", "ray.io/node-id": "x"}}, "nodes.labels", "!in(a,b)"),
+        ({"cpus": 2.5}, "nodes.cpus", "2.5"),
+        ({"cpus": 2.0, "labels": {"site": "in(a,b)"}}, "nodes.cpus", "2"),
+        ({"gpus": 0.5}, "nodes.gpus", "0.5"),
+        ({"memory_bytes": 2**50}, "nodes.memory_bytes", "1.1259e+15"),
+    ],
+)
+def test_what_the_cluster_lacks_is_refused_before_any_actor_starts(
+    raylets, storage, nodes, key, value
+):
+    def known():
+        return [len(actors(kind)) for kind in ("SnakeNode", "SnakeEngine", "SnakeDriver")]
+
+    before = known()
+    with pytest.raises(ResourceError) as caught:
+        fit(with_sections(nodes=nodes), storage.uri)
+    assert caught.value.subject == key
+    assert value in str(caught.value)
+    assert known() == before
+    assert storage.folders() == []
+
+
+def test_a_run_leaves_no_actor_behind(reference):
+    until(
+        lambda: all(
+            one["State"] == "DEAD"
+            for kind in ("SnakeNode", "SnakeEngine", "SnakeDriver")
+            for one in actors(kind)
+        ),
+        "all actors of finished runs are dead",
+    )

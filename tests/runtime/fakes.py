@@ -1,0 +1,260 @@
+"""A cluster without processes, for stepping the driver: handles whose faults tests choose.
+
+A fake block is a hash over all that a real visit's result depends on. So equal sums at the end mean
+that every visit saw the same blocks, seed and learning rate, whatever went wrong on the way.
+"""
+
+import asyncio
+import enum
+import hashlib
+import math
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
+
+from ray_snake.config import SnakeConfig
+from ray_snake.errors import VisitFailedError
+from ray_snake.runtime.driver import Driver
+from ray_snake.runtime.handles import BlocksLostError, ProcessLostError, StartedNode
+from ray_snake.runtime.journal import BlockRecord
+from ray_snake.runtime.messages import BlockTable, EvaluationReport, VisitReport
+from ray_snake.runtime.roster import Roster, group_nodes
+
+BLOCK_BYTES = 10
+DEADLINE_SECONDS = 60.0
+
+GOOD_REPORT = VisitReport(
+    samples=8,
+    steps=2,
+    loss=0.5,
+    first_loss=1.0,
+    accuracy=0.5,
+    update_norm=1.0,
+    finite=True,
+    bytes_pulled=BLOCK_BYTES,
+    bytes_returned=BLOCK_BYTES,
+    pull_seconds=0.0,
+    train_seconds=0.0,
+)
+
+
+class Fault(enum.Enum):
+    """What goes wrong when a process is asked for something."""
+
+    DIES = enum.auto()
+    HANGS = enum.auto()
+    LACKS_BLOCKS = enum.auto()
+    DIVERGES = enum.auto()
+    RAISES = enum.auto()
+
+
+@dataclass(frozen=True)
+class FakeBlock:
+    """A block version; driver and ledger only pass it on."""
+
+    block: int
+    version: int
+    content: str
+
+
+def digest(*parts):
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+@dataclass
+class FakeCluster:
+    """What the fakes share: the faults to come, and a log of what was asked.
+
+    Attributes:
+        faults: The next faults of a call, by (method, number): of a visit, a node to launch, or
+            how often an engine method was called, from 1.
+        stored: Block versions on the fake storage.
+        visits: Each (task, refs) that a node was sent.
+        released: Each (node, block, version).
+        launched: Each group, in order.
+        killed: Likewise.
+        calls: Engine calls by method.
+        store_gate: Storing waits until it is set.
+    """
+
+    faults: dict[tuple[str, int], list[Fault]] = field(default_factory=dict)
+    stored: dict[tuple[int, int], FakeBlock] = field(default_factory=dict)
+    visits: list = field(default_factory=list)
+    released: list = field(default_factory=list)
+    launched: list = field(default_factory=list)
+    killed: list = field(default_factory=list)
+    calls: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    store_gate: asyncio.Event | None = None
+
+    async def take_fault(self, method, number):
+        """Do the next fault of this call, if one is left; return it if it is the caller's to do."""
+        faults = self.faults.get((method, number))
+        if not faults:
+            return None
+        fault = faults.pop(0)
+        match fault:
+            case Fault.DIES:
+                raise ProcessLostError(f"{method} {number} died")
+            case Fault.LACKS_BLOCKS:
+                raise BlocksLostError(f"{method} {number} could not get a block")
+            case Fault.RAISES:
+                raise VisitFailedError(f"{method} {number} failed", "correct the model")
+            case Fault.HANGS:
+                await asyncio.Event().wait()
+        return fault
+
+
+class FakeNode:
+    """A node that checks what a real one needs: exactly the versions that its task names."""
+
+    def __init__(self, cluster, number):
+        self._cluster = cluster
+        self._number = number
+        self._held = {}
+        self.stopped = False
+
+    async def visit(self, task, refs):
+        self._cluster.visits.append((task, dict(refs)))
+        fault = await self._cluster.take_fault("visit", task.visit.number)
+        assert task.visit.node == self._number
+        self._held.update(refs)
+        inputs = [self._held[block] for block in range(len(task.versions))]
+        assert tuple(one.version for one in inputs) == task.versions
+        content = digest(
+            [one.content for one in inputs], task.seed, task.learning_rate, self._number
+        )
+        trained = task.visit.trained
+        for block in trained:
+            del self._held[block]
+        report = GOOD_REPORT
+        if fault is Fault.DIVERGES:
+            report = replace(report, finite=False, update_norm=math.inf)
+        version = task.visit.number
+        return report, {b: FakeBlock(b, version, digest(content, b)) for b in trained}
+
+    async def progress(self):
+        return (1, 2, 0.75)
+
+    def stop(self):
+        self.stopped = True
+
+    def release(self, block, version):
+        self._cluster.released.append((self._number, block, version))
+        if block in self._held and self._held[block].version == version:
+            del self._held[block]
+
+
+class FakeLauncher:
+    def __init__(self, cluster):
+        self._cluster = cluster
+
+    async def launch(self, group):
+        self._cluster.launched.append(group)
+        await self._cluster.take_fault("launch", group[0])
+        return {
+            node: StartedNode(handle=FakeNode(self._cluster, node), samples=8) for node in group
+        }
+
+    def kill(self, group):
+        self._cluster.killed.append(group)
+
+
+class FakeEngine:
+    def __init__(self, cluster, blocks):
+        self._cluster = cluster
+        self._blocks = blocks
+
+    async def _called(self, method):
+        self._cluster.calls[method] += 1
+        await self._cluster.take_fault(method, self._cluster.calls[method])
+
+    async def start(self):
+        await self._called("start")
+
+    async def initial(self):
+        await self._called("initial")
+        return [FakeBlock(block, 0, digest("initial", block)) for block in range(self._blocks)]
+
+    async def restore(self, blocks):
+        await self._called("restore")
+        found = [self._cluster.stored[one.block, one.version] for one in blocks]
+        assert [one.content for one in found] == [one.checksum for one in blocks]
+        self._cluster.stored = {(one.block, one.version): one for one in found}
+        return found
+
+    async def store(self, refs):
+        if self._cluster.store_gate is not None:
+            await self._cluster.store_gate.wait()
+        await self._called("store")
+        self._cluster.stored.update({(one.block, one.version): one for one in refs})
+        return tuple(
+            BlockRecord(
+                block=one.block, version=one.version, bytes=BLOCK_BYTES, checksum=one.content
+            )
+            for one in refs
+        )
+
+    async def discard(self, blocks):
+        await self._called("discard")
+        for key in blocks:
+            del self._cluster.stored[key]
+
+    async def evaluate(self, refs):
+        await self._called("evaluate")
+        return EvaluationReport(samples=4, loss=0.25, accuracy=0.5, seconds=0.0)
+
+    async def weights_sha256(self, refs):
+        await self._called("weights_sha256")
+        return digest([one.content for one in refs])
+
+
+def make_driver(cluster, config, storage, *, nodes=3, blocks=4, evaluates=False, emit=None):
+    """Return a driver of fakes with these numbers of nodes and blocks."""
+    names = tuple(f"clinic-{node}" for node in range(nodes))
+    emit = emit or (lambda event: None)
+    roster = Roster(
+        names=names,
+        groups=group_nodes(nodes, config.nodes.nodes_per_actor),
+        launcher=FakeLauncher(cluster),
+        window=2,
+        start_timeout=config.nodes.start_timeout_seconds,
+        restarts=config.failures.node_restarts,
+        emit=emit,
+    )
+    return Driver(
+        config=config,
+        names=names,
+        blocks=BlockTable(
+            names=tuple(f"block{block}" for block in range(blocks)), bytes=(BLOCK_BYTES,) * blocks
+        ),
+        storage=storage,
+        engine=FakeEngine(cluster, blocks),
+        roster=roster,
+        evaluates=evaluates,
+        emit=emit,
+    )
+
+
+def make_config(**sections):
+    """Return settings for three trips; each keyword is a section's values."""
+    return SnakeConfig.from_tree(
+        {"seed": 3, **sections, "snake": {"trips": 3, **sections.get("snake", {})}}
+    )
+
+
+def run(awaitable):
+    """Run to the end, or fail where it would hang."""
+
+    async def bounded():
+        return await asyncio.wait_for(awaitable, DEADLINE_SECONDS)
+
+    return asyncio.run(bounded())
+
+
+async def until(condition):
+    """Give way to other tasks until a condition holds."""
+
+    async def poll():
+        while not condition():
+            await asyncio.sleep(0.001)
+
+    await asyncio.wait_for(poll(), DEADLINE_SECONDS)

@@ -1,0 +1,196 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from fakes import make_config
+
+from ray_snake.data import ShardSource
+from ray_snake.engine.objective import cross_entropy
+from ray_snake.engine.visit import VisitControl, VisitStoppedError
+from ray_snake.layers.state import weights_sha256
+from ray_snake.layers.tensors import pack
+from ray_snake.planning.span import Span, Visit
+from ray_snake.runtime.local_manager import LocalManager
+from ray_snake.runtime.messages import VisitTask
+from ray_snake.runtime.preflight import check_shards
+from ray_snake.runtime.recipe import Recipe
+
+CPU = torch.device("cpu")
+CONFIG = make_config(
+    model={"options": {"width": 8}},
+    data={"source": "builtin://digits/train", "partition": {"nodes": 40}},
+    training={"batch_size": 16, "epochs": 2},
+)
+BLOCKS = 5
+
+
+def make_node(loss=None, config=CONFIG):
+    """A node with a fortieth of the digits, and the network it loads blocks into."""
+    recipe = Recipe(config=config, loss=loss)
+    stack = recipe.skeleton()
+    source = ShardSource(uri=config.data.source, partition=config.data.partition, index=2)
+    (spec,) = check_shards(stack, [source])
+    return SimpleNamespace(manager=LocalManager(spec, recipe, stack, CPU), stack=stack)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As in a node's process."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def node():
+    return make_node()
+
+
+@pytest.fixture(scope="module")
+def initial():
+    """Version 0 of every block as it comes out of the object store: read-only."""
+    stack = Recipe(config=CONFIG).initial()
+    states = {block: pack(block, 0, stack.tensors(block)) for block in range(BLOCKS)}
+    for state in states.values():
+        for array in state.arrays.values():
+            array.flags.writeable = False
+    return states
+
+
+def make_task(number=1, *, trained=(1, 2, 4), versions=(0,) * BLOCKS, seed=7):
+    visit = Visit(number=number, trip=1, node=2, span=Span(1, 3), trained=trained)
+    return VisitTask(visit=visit, versions=versions, learning_rate=0.1, seed=seed)
+
+
+def do(node, task, pulled):
+    return node.manager.visit(task, pulled, 0.0, VisitControl())
+
+
+def without_times(report):
+    return {k: v for k, v in vars(report).items() if not k.endswith("_seconds")}
+
+
+def test_the_same_task_gives_the_same_bits_on_any_process(node, initial):
+    report, states = do(node, make_task(), initial)
+    again_report, again = do(make_node(), make_task(), initial)
+    assert [state.block for state in states] == [1, 2, 4]
+    assert {state.version for state in states} == {1}
+    assert weights_sha256(again) == weights_sha256(states)
+    assert without_times(again_report) == without_times(report)
+
+
+def test_the_same_task_gives_the_same_bits_after_other_visits(node, initial):
+    _, states = do(node, make_task(), initial)
+    do(node, make_task(2, trained=(0, 3), seed=9), initial)
+    _, again = do(node, make_task(), initial)
+    assert weights_sha256(again) == weights_sha256(states)
+
+
+def test_another_seed_gives_other_weights(node, initial):
+    _, states = do(node, make_task(), initial)
+    _, others = do(node, make_task(seed=8), initial)
+    assert weights_sha256(others) != weights_sha256(states)
+
+
+def test_reports_what_was_done(node, initial):
+    report, states = do(node, make_task(), initial)
+    rows = node.manager.samples
+    assert report.samples == 2 * rows
+    assert report.steps == 2 * -(-rows // 16)
+    assert report.finite
+    assert report.loss < report.first_loss
+    assert report.bytes_returned == sum(state.nbytes for state in states)
+    assert report.bytes_pulled == sum(state.nbytes for state in initial.values())
+
+
+def test_pulled_blocks_are_never_written_to(node, initial):
+    before = weights_sha256(initial.values())
+    _, states = do(node, make_task(), initial)
+    assert weights_sha256(initial.values()) == before
+    changed = [
+        not np.array_equal(state.arrays[name], initial[state.block].arrays[name])
+        for state in states
+        for name in state.arrays
+    ]
+    assert all(changed)
+
+
+def test_only_trained_blocks_are_private_copies(initial):
+    shared = {}
+
+    def looking(outputs, targets):
+        for block in range(BLOCKS):
+            tensors = node.stack.tensors(block)
+            shared[block] = {
+                np.shares_memory(tensors[name].numpy(), array)
+                for name, array in initial[block].arrays.items()
+            }
+        return cross_entropy(outputs, targets)
+
+    node = make_node(loss=looking)
+    do(node, make_task(), initial)
+    assert shared == {0: {True}, 1: {False}, 2: {False}, 3: {True}, 4: {False}}
+
+
+def test_nothing_is_loaded_between_visits(node, initial):
+    do(node, make_task(), initial)
+    for block in range(BLOCKS):
+        assert all(tensor.is_meta for tensor in node.stack.tensors(block).values())
+
+
+def test_keeps_frozen_blocks_and_gives_away_trained_ones(node, initial):
+    _, states = do(node, make_task(), initial)
+    task = make_task(2, versions=(0, 1, 1, 0, 1))
+    report, _ = do(node, task, {state.block: state for state in states})
+    # Its own results come back to it from where it put them: nothing moved.
+    assert report.bytes_pulled == 0
+
+
+def test_a_missing_block_is_refused(node, initial):
+    do(node, make_task(), initial)
+    with pytest.raises(RuntimeError, match="needs version 0 of block 1; the node holds nothing"):
+        do(node, make_task(2), {})
+
+
+def test_another_version_is_refused(node, initial):
+    with pytest.raises(
+        RuntimeError, match="visit 5 needs version 3 of block 2; the node holds version 0"
+    ):
+        do(node, make_task(5, versions=(0, 0, 3, 0, 0)), initial)
+
+
+def test_releases_only_the_version_named(node, initial):
+    trained = make_task(2)
+    _, expected = do(node, make_task(1), initial)
+    node.manager.release(0, 4)
+    pulled = {block: initial[block] for block in trained.visit.trained}
+    _, states = do(node, make_task(1), pulled)
+    assert weights_sha256(states) == weights_sha256(expected)
+    node.manager.release(0, 0)
+    with pytest.raises(RuntimeError, match="version 0 of block 0; the node holds nothing"):
+        do(node, trained, pulled)
+
+
+def test_releasing_what_it_never_had_is_fine(node):
+    node.manager.release(3, 7)
+
+
+def test_a_stopped_visit_can_be_done_again(node, initial):
+    control = VisitControl()
+    control.stop.set()
+    with pytest.raises(VisitStoppedError):
+        node.manager.visit(make_task(), initial, 0.0, control)
+    _, states = do(node, make_task(), {})
+    _, expected = do(make_node(), make_task(), initial)
+    assert weights_sha256(states) == weights_sha256(expected)
+
+
+def test_diverged_weights_are_reported(initial):
+    wild = CONFIG.model_copy(
+        update={"training": CONFIG.training.model_copy(update={"clip_norm": None})}
+    )
+    node = make_node(loss=lambda outputs, targets: (outputs * 1e30).pow(5).sum(), config=wild)
+    report, _ = do(node, make_task(), initial)
+    assert not report.finite

@@ -1,0 +1,231 @@
+import asyncio
+
+import pytest
+from fakes import FakeLauncher, FakeNode, Fault, run, until
+
+from ray_snake.errors import DataError, NodeFailedError
+from ray_snake.runtime.events import NodeLost, NodeReady
+from ray_snake.runtime.handles import StartedNode
+from ray_snake.runtime.roster import Roster, group_nodes
+
+NAMES = ("north", "east", "south", "west", "middle")
+
+
+class GatedLauncher:
+    """Starts a process when the test lets it; knows which are starting."""
+
+    def __init__(self, cluster):
+        self._cluster = cluster
+        self._gates = {}
+        self.begun = []
+        self.starting = set()
+        self.killed = []
+
+    async def launch(self, group):
+        self.begun.append(group)
+        self.starting.add(group)
+        try:
+            await self._gates.setdefault(group, asyncio.Event()).wait()
+        finally:
+            self.starting.discard(group)
+        if group == (3,):
+            raise DataError("west.arrow", "has no rows", "leave it out")
+        return {n: StartedNode(handle=FakeNode(self._cluster, n), samples=n) for n in group}
+
+    def let(self, group):
+        self._gates.setdefault(group, asyncio.Event()).set()
+
+    def kill(self, group):
+        self.killed.append(group)
+
+
+def make(launcher, groups, *, window=2, timeout=20.0, restarts=3, emit=lambda event: None):
+    return Roster(
+        names=NAMES,
+        groups=groups,
+        launcher=launcher,
+        window=window,
+        start_timeout=timeout,
+        restarts=restarts,
+        emit=emit,
+    )
+
+
+def test_groups_are_consecutive_nodes_and_the_last_may_be_smaller():
+    assert group_nodes(5, 2) == [(0, 1), (2, 3), (4,)]
+    assert group_nodes(3, 1) == [(0,), (1,), (2,)]
+    assert group_nodes(2, 8) == [(0, 1)]
+
+
+def test_the_first_starts_alone_and_the_others_a_few_at_a_time_in_order(cluster):
+    launcher = GatedLauncher(cluster)
+
+    async def scenario():
+        roster = make(launcher, group_nodes(5, 1))
+        roster.begin([4, 2, 0, 1])
+        await until(lambda: launcher.starting)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        alone = set(launcher.starting)
+        launcher.let((4,))
+        await until(lambda: len(launcher.starting) == 2)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        window = set(launcher.starting)
+        launcher.let((0,))
+        await until(lambda: (1,) in launcher.starting)
+        await roster.close()
+        return alone, window
+
+    alone, window = run(scenario())
+    assert alone == {(4,)}
+    assert window == {(2,), (0,)}
+    assert launcher.begun == [(4,), (2,), (0,), (1,)]
+
+
+def test_a_node_can_be_used_before_the_others_are_up(cluster):
+    launcher = GatedLauncher(cluster)
+
+    async def scenario():
+        roster = make(launcher, group_nodes(2, 1))
+        roster.begin([1, 0])
+        launcher.let((1,))
+        handle = await roster.node(1)
+        up = roster.up()
+        await roster.close()
+        return handle, up
+
+    handle, up = run(scenario())
+    assert up == {1: handle}
+
+
+def test_nodes_of_one_process_start_once(cluster):
+    events = []
+
+    async def scenario():
+        roster = make(FakeLauncher(cluster), group_nodes(3, 2), emit=events.append)
+        roster.begin([0, 1, 2])
+        first, second = await roster.node(0), await roster.node(1)
+        await roster.node(2)
+        await roster.close()
+        return first, second
+
+    first, second = run(scenario())
+    assert first is not second
+    assert cluster.launched == [(0, 1), (2,)]
+    ready = [(one.node, one.name, one.samples) for one in events if isinstance(one, NodeReady)]
+    assert ready == [(0, "north", 8), (1, "east", 8), (2, "south", 8)]
+
+
+def test_a_start_that_takes_too_long_names_the_node_and_the_setting(cluster):
+    cluster.faults["launch", 1] = [Fault.HANGS]
+
+    async def scenario():
+        roster = make(FakeLauncher(cluster), group_nodes(2, 1), timeout=0.05)
+        roster.begin([1, 0])
+        with pytest.raises(NodeFailedError) as caught:
+            await roster.node(1)
+        await roster.close()
+        return str(caught.value)
+
+    message = run(scenario())
+    assert "node east did not start within 0.05 s" in message
+    assert "nodes.start_timeout_seconds" in message
+    assert (1,) in cluster.killed
+
+
+def test_a_process_that_dies_while_it_starts_is_started_again(cluster):
+    cluster.faults["launch", 0] = [Fault.DIES, Fault.DIES]
+    events = []
+
+    async def scenario():
+        roster = make(FakeLauncher(cluster), [(0,)], restarts=2, emit=events.append)
+        roster.begin([0])
+        await roster.node(0)
+        await roster.close()
+
+    run(scenario())
+    assert cluster.launched == [(0,)] * 3
+    assert [type(event) for event in events] == [NodeLost, NodeLost, NodeReady]
+
+
+def test_starts_and_losses_share_one_budget(cluster):
+    cluster.faults["launch", 0] = [Fault.DIES]
+
+    async def scenario():
+        roster = make(FakeLauncher(cluster), [(0,)], restarts=2)
+        roster.begin([0])
+        await roster.node(0)
+        assert roster.lost(0, "out of memory") == (0,)
+        await roster.node(0)
+        with pytest.raises(NodeFailedError, match=r"node north .*out of memory"):
+            roster.lost(0, "out of memory")
+        await roster.close()
+
+    run(scenario())
+
+
+def test_a_lost_node_comes_back_as_another_process(cluster):
+    async def scenario():
+        roster = make(FakeLauncher(cluster), [(0, 1), (2,)])
+        roster.begin([0, 1, 2])
+        before, bystander = await roster.node(0), await roster.node(2)
+        assert roster.lost(1, "killed") == (0, 1)
+        up_meanwhile = set(roster.up())
+        after = await roster.node(0)
+        assert await roster.node(2) is bystander
+        await roster.close()
+        return before is after, up_meanwhile
+
+    assert run(scenario()) == (False, {2})
+    assert cluster.launched == [(0, 1), (2,), (0, 1)]
+
+
+def test_one_node_that_can_not_start_surfaces_for_all(cluster):
+    launcher = GatedLauncher(cluster)
+
+    async def scenario():
+        roster = make(launcher, group_nodes(4, 1))
+        roster.begin([0, 3])
+        launcher.let((0,))
+        launcher.let((3,))
+        await until(lambda: (3,) in launcher.begun and (3,) not in launcher.starting)
+        with pytest.raises(DataError, match=r"west\.arrow"):
+            roster.raise_failure()
+        with pytest.raises(DataError, match=r"west\.arrow"):
+            await roster.node(0)
+        assert set(roster.up()) == {0}
+        await roster.close()
+
+    run(scenario())
+
+
+def test_close_ends_what_is_up_and_what_is_starting(cluster):
+    launcher = GatedLauncher(cluster)
+
+    async def scenario():
+        roster = make(launcher, group_nodes(3, 1), window=1)
+        roster.begin([0, 1, 2])
+        launcher.let((0,))
+        await roster.node(0)
+        await until(lambda: launcher.starting)
+        await roster.close()
+
+    run(scenario())
+    assert launcher.starting == set()
+    assert sorted(launcher.killed) == [(0,), (1,), (2,)]
+    assert (2,) not in launcher.begun
+
+
+def test_beginning_again_leaves_running_nodes_alone(cluster):
+    async def scenario():
+        roster = make(FakeLauncher(cluster), group_nodes(2, 1))
+        roster.begin([0])
+        handle = await roster.node(0)
+        roster.begin([1, 0])
+        assert await roster.node(0) is handle
+        await roster.node(1)
+        await roster.close()
+
+    run(scenario())
+    assert cluster.launched == [(0,), (1,)]

@@ -1,0 +1,116 @@
+import pytest
+from fakes import make_config
+
+from ray_snake.errors import CheckpointError, ConfigError, StorageError
+from ray_snake.runtime.run_folder import RunFolder, choose_run
+
+NODES = ("north", "south")
+
+
+def runs(storage, *names):
+    for name in names:
+        RunFolder.create(storage.child(name), make_config(), NODES, custom_model=False)
+
+
+def chosen(storage, name=None, *, resume=False):
+    return choose_run(storage, "digits", name, resume=resume).uri.removeprefix(f"{storage.uri}/")
+
+
+def test_the_first_run_is_called_after_its_settings(storage):
+    assert chosen(storage) == "digits"
+
+
+def test_later_runs_are_numbered_after_the_highest(storage):
+    runs(storage, "digits", "digits-2", "digits-10", "digits-old", "other-77")
+    assert chosen(storage) == "digits-11"
+
+
+def test_resuming_without_a_name_takes_the_newest(storage):
+    runs(storage, "digits", "digits-2", "digits-10", "digits-old", "other-77")
+    assert chosen(storage, resume=True) == "digits-10"
+
+
+def test_a_folder_that_holds_no_run_does_not_count(storage):
+    runs(storage, "digits")
+    storage.write("digits-2/notes.txt", b"mine")
+    assert chosen(storage) == "digits-2"
+    assert chosen(storage, resume=True) == "digits"
+
+
+def test_a_named_run_is_new_or_resumed(storage):
+    runs(storage, "mine")
+    assert chosen(storage, "yours") == "yours"
+    assert chosen(storage, "mine", resume=True) == "mine"
+
+
+def test_choosing_makes_no_files(storage, tmp_path):
+    chosen(storage)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_name_is_refused_with_a_remedy(storage):
+    runs(storage, "mine")
+    with pytest.raises(StorageError, match=r"--name mine: that run exists .*--resume"):
+        chosen(storage, "mine")
+
+
+def test_resuming_an_unknown_name_lists_the_runs(storage):
+    runs(storage, "mine", "yours")
+    with pytest.raises(StorageError, match=r"--name their.*choose one of: mine, yours"):
+        chosen(storage, "their", resume=True)
+
+
+def test_resuming_where_there_is_no_run_says_so(storage):
+    with pytest.raises(StorageError, match=r"--resume: there is no run 'digits'"):
+        chosen(storage, resume=True)
+
+
+def test_settings_and_nodes_are_read_back(storage):
+    config = make_config(nodes={"threads": 2}, data={"mean": [0.5]})
+    RunFolder.create(storage, config, NODES, custom_model=False)
+    folder = RunFolder.open(storage.uri)
+    assert folder.config == config
+    assert folder.nodes == NODES
+    folder.refuse_custom_model()
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(StorageError, match=r"holds no run"):
+        RunFolder.open(str(tmp_path))
+
+
+@pytest.mark.parametrize("content", [b"{", b"{}", b'{"format": 99}'])
+def test_damaged_settings_are_named(storage, content):
+    storage.write("run.json", content)
+    with pytest.raises(CheckpointError, match=r"run\.json of .* can't be read"):
+        RunFolder.open(storage.uri).config  # noqa: B018 - reading it is what is tested
+
+
+def test_a_custom_model_can_not_be_built_from_settings(storage):
+    folder = RunFolder.create(storage, make_config(), NODES, custom_model=True)
+    with pytest.raises(ConfigError, match=r"Python function"):
+        folder.refuse_custom_model()
+
+
+def test_a_run_without_weights_says_how_to_get_them(storage):
+    folder = RunFolder.create(storage, make_config(), NODES, custom_model=False)
+    with pytest.raises(CheckpointError, match=r"--resume"):
+        folder.states()
+
+
+def test_what_decides_the_weights_must_stay_the_same(storage):
+    folder = RunFolder.create(storage, make_config(), NODES, custom_model=False)
+    changed = make_config(training={"batch_size": 7, "momentum": 0.5})
+    with pytest.raises(ConfigError) as caught:
+        folder.check_resumable(changed, NODES)
+    assert "training.batch_size, training.momentum" in str(caught.value)
+    with pytest.raises(ConfigError, match=r"the nodes"):
+        folder.check_resumable(make_config(), ("north",))
+
+
+def test_what_does_not_decide_the_weights_may_change(storage):
+    folder = RunFolder.create(storage, make_config(), NODES, custom_model=False)
+    changed = make_config(
+        nodes={"nodes_per_actor": 2}, failures={"recoveries": 9}, storage={"uri": "elsewhere"}
+    )
+    folder.check_resumable(changed, NODES)

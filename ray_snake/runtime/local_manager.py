@@ -99,7 +99,7 @@ class LocalManager:
             first_loss=outcome.first_loss,
             accuracy=outcome.accuracy,
             update_norm=outcome.update_norm,
-            finite=all(state.is_finite() for state in states),
+            finite=outcome.finite,
             bytes_pulled=bytes_pulled,
             bytes_returned=sum(state.nbytes for state in states),
             pull_seconds=pull_seconds + load_seconds,

@@ -121,7 +121,7 @@ class ProcessEngine:
         """Check block versions against the network.
 
         Raises:
-            VisitFailedError: If a block has other shapes than the network's.
+            VisitFailedError: If a block has other shapes than the network's, or isn't finite.
         """
         for state in states:
             expected = {n: tuple(t.shape) for n, t in self._stack.tensors(state.block).items()}
@@ -131,4 +131,9 @@ class ProcessEngine:
                     f"block {state.block} came back from visit {state.version} with arrays "
                     f"{actual} in place of {expected}",
                     "a model function must return the same network each time it is called",
+                )
+            if not state.is_finite():
+                raise VisitFailedError(
+                    f"block {state.block} of visit {state.version} is not finite where it arrived",
+                    "look for a fault of that node's memory or network",
                 )

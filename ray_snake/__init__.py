@@ -24,6 +24,7 @@ from ray_snake.config import (
     SnakeSection,
     StorageConfig,
     TrainingConfig,
+    TransportConfig,
 )
 from ray_snake.errors import InputError, RunError, SnakeError
 
@@ -48,6 +49,7 @@ __all__ = [
     "SnakeTrainer",
     "StorageConfig",
     "TrainingConfig",
+    "TransportConfig",
 ]
 
 __version__ = "0.1.0"

@@ -247,6 +247,16 @@ class LossConfig(Section):
     )
 
 
+class TransportConfig(Section):
+    """How trained blocks get from node to node."""
+
+    mode: Literal["p2p", "client_server"] = Field(
+        default="p2p",
+        description="`p2p`: straight from the machine that trained them. `client_server`: through "
+        "the driver's side, which pulls, checks and serves them; nodes never reach each other.",
+    )
+
+
 class AcceptanceConfig(Section):
     """When the driver refuses a visit's result. A result that is not finite is always refused."""
 
@@ -317,6 +327,7 @@ class SnakeConfig(Section):
     snake: SnakeSection = SnakeSection()
     training: TrainingConfig = TrainingConfig()
     loss: LossConfig = LossConfig()
+    transport: TransportConfig = TransportConfig()
     acceptance: AcceptanceConfig = AcceptanceConfig()
     failures: FailureConfig = FailureConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

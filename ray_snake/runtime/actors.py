@@ -99,6 +99,11 @@ class SnakeNode:
         )
         return (report, *trained)
 
+    @ray.method(concurrency_group="prefetch")
+    def prefetch(self, node: int, refs: Mapping[int, list[BlockRef]]) -> None:
+        """Pull block versions that a node will need, while another node's visit is under way."""
+        self._managers[node].prefetch(pull([ref for (ref,) in refs.values()]))
+
     @ray.method(concurrency_group="control")
     def progress(self) -> tuple[int, int, float]:
         """Return (step, steps, running mean loss) of the visit under way."""
@@ -117,7 +122,9 @@ class SnakeNode:
 
 
 class SnakeEngine:
-    """The actor of the process engine. Judging does not hold up storing.
+    """The actor of the process engine, and in client-server mode the hub of all transfers.
+
+    Judging does not hold up storing, and neither holds up serving.
 
     Args:
         recipe: The run's settings and functions.
@@ -144,6 +151,13 @@ class SnakeEngine:
     def restore(self, blocks: Sequence[BlockRecord]) -> tuple[LayerState, ...]:
         """Return stored block versions, one object each."""
         return tuple(self._engine.restore(blocks))
+
+    @ray.method(concurrency_group="serving")
+    def serve(self, refs: list[BlockRef]) -> tuple[LayerState | None, ...]:
+        """Pull block versions and check them; return nothing, then each as an object held here."""
+        states = pull(refs)
+        self._engine.check(states)
+        return (None, *states)
 
     def store(self, refs: list[BlockRef]) -> tuple[BlockRecord, ...]:
         """Write block versions to storage."""

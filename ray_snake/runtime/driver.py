@@ -7,8 +7,9 @@ It does no tensor maths and never fetches a block; it passes refs on.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from ray_snake.config import SnakeConfig
 from ray_snake.errors import CheckpointError, NodeFailedError, SnakeError, VisitFailedError
@@ -91,6 +92,7 @@ class Driver:
         self._schedule: Schedule
         self._ledger: Ledger[Ref]
         self._recorder: Recorder | None = None
+        self._prefetch: asyncio.Task[None] | None = None
 
     async def run(self) -> State:
         """Step until the run is finished or has failed; return that state."""
@@ -98,6 +100,8 @@ class Driver:
             while not isinstance(self.state, (Finished, Failed)):
                 await self.step()
         finally:
+            if self._prefetch is not None:
+                self._prefetch.cancel()
             if self._recorder is not None:
                 await self._recorder.close()
             await self._roster.close()
@@ -130,6 +134,9 @@ class Driver:
         """Bring the journal's last model into the object store and take up the schedule there."""
         if self._recorder is not None:
             await self._recorder.close()
+        if self._prefetch is not None:
+            self._prefetch.cancel()
+            self._prefetch = None
         journal = await asyncio.to_thread(Journal, self._storage)
         self._schedule = Schedule(
             self._config.snake,
@@ -187,12 +194,14 @@ class Driver:
     async def _visit(self, visit: Visit) -> State:
         """Send a visit to its node and wait; a lost node is started again and visited again."""
         handle = await self._roster.node(visit.node)
+        await self._prefetched()
         task = self._task(visit)
         stale = self._ledger.stale(visit.node)
         refs = {block: self._ledger.refs[block] for block in stale}
         self._emit(VisitStarted(visit=visit))
         started = time.monotonic()
         training = asyncio.create_task(handle.visit(task, refs))
+        self._prefetch = asyncio.create_task(self._prefetch_for_next(visit))
         try:
             await self._watch(visit, handle, training)
             report, trained = await training
@@ -208,6 +217,31 @@ class Driver:
         self._ledger.holds(visit.node, stale)
         self._ledger.let_go(visit.node, visit.trained)
         return Deciding(task=task, report=report, refs=trained, seconds=time.monotonic() - started)
+
+    async def _prefetch_for_next(self, visit: Visit) -> None:
+        """Have the next visit's node pull what the visit under way can't change."""
+        following = self._schedule.peek()
+        if following is None or following.node == visit.node:
+            return
+        node = self._roster.up().get(following.node)
+        blocks = [
+            block for block in self._ledger.stale(following.node) if block not in visit.trained
+        ]
+        if node is None or not blocks:
+            return
+        ledger = self._ledger
+        # Whatever fails here is met again, and dealt with, when the node is visited.
+        with contextlib.suppress(ProcessLostError, BlocksLostError, asyncio.TimeoutError):
+            await asyncio.wait_for(
+                node.prefetch({block: ledger.refs[block] for block in blocks}),
+                self._config.failures.visit_timeout_seconds,
+            )
+            ledger.holds(following.node, blocks)
+
+    async def _prefetched(self) -> None:
+        """Wait for the prefetch under way, so that nothing is pulled twice."""
+        if self._prefetch is not None:
+            await self._prefetch
 
     def _task(self, visit: Visit) -> VisitTask:
         return VisitTask(
@@ -265,13 +299,9 @@ class Driver:
             finished_at=time.time(),
         )
         recorder = self._recorder_or_fail()
-        if accepted:
-            nodes = self._roster.up()
-            for release in self._ledger.commit(visit.number, state.refs):
-                if release.node in nodes:
-                    nodes[release.node].release(release.block, release.version)
+        refs = await self._commit(visit, state.refs) if accepted else {}
         self._count_decision(visit, accepted=accepted)
-        await recorder.visit(record, state.refs if accepted else {})
+        await recorder.visit(record, refs)
         if self._evaluation_is_due(visit.number):
             await recorder.evaluation(visit=visit.number, trip=visit.trip, refs=self._ledger.refs)
         if self._refused_in_a_row > self._config.acceptance.max_refused:
@@ -282,6 +312,17 @@ class Driver:
                 "lower training.learning_rate, or loosen the acceptance settings",
             )
         return Scheduling()
+
+    async def _commit(self, visit: Visit, refs: Mapping[int, Ref]) -> Mapping[int, Ref]:
+        """Make a visit's blocks current; return the refs from which they are pulled from now on."""
+        if self._config.transport.mode == "client_server":
+            served = await self._engine.serve(list(refs.values()))
+            refs = dict(zip(refs, served, strict=True))
+        nodes = self._roster.up()
+        for release in self._ledger.commit(visit.number, refs):
+            if release.node in nodes:
+                nodes[release.node].release(release.block, release.version)
+        return refs
 
     def _count_decision(self, visit: Visit, *, accepted: bool) -> None:
         if accepted:

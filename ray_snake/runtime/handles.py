@@ -39,6 +39,14 @@ class NodeHandle(Protocol):
             SnakeError: If the visit can't be done at all.
         """
 
+    async def prefetch(self, refs: Mapping[int, Ref]) -> None:
+        """Pull block versions ahead of the node's next visit; return when it holds them.
+
+        Raises:
+            ProcessLostError: If the node died on the way.
+            BlocksLostError: If a block could not be pulled any more.
+        """
+
     async def progress(self) -> tuple[int, int, float] | None:
         """Return (step, steps, running mean loss) of the visit under way, or none if unknown."""
 
@@ -83,6 +91,14 @@ class EngineHandle(Protocol):
 
     async def restore(self, blocks: Sequence[BlockRecord]) -> list[Ref]:
         """Return stored block versions; every other stored version of a block is deleted."""
+
+    async def serve(self, refs: Sequence[Ref]) -> list[Ref]:
+        """Pull block versions, check them, and return refs from which nodes pull them here.
+
+        Raises:
+            VisitFailedError: If a block has other shapes than the network's.
+            BlocksLostError: If a block could not be pulled any more.
+        """
 
     async def store(self, refs: Sequence[Ref]) -> tuple[BlockRecord, ...]:
         """Write block versions to storage; return when they are there."""

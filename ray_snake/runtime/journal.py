@@ -75,7 +75,7 @@ class VisitRecord(Record):
         bytes_pulled: Bytes of the block versions that the node lacked.
         bytes_returned: Bytes of the block versions that it returned.
         pull_seconds: Getting those blocks and loading them into the network.
-        train_seconds: Training, the prefix and the teacher included.
+        train_seconds: From the first batch, of the prefix or else of training, to the last step.
         seconds: From sending the visit to its decision, as the driver sees it.
         finished_at: Unix time of the decision.
         blocks: The block versions produced; empty for a refused visit.

@@ -81,7 +81,7 @@ def node_options(nodes: NodesConfig, gpus: float) -> dict[str, Any]:
         "num_gpus": gpus,
         "max_restarts": 0,
         "max_task_retries": 0,
-        "concurrency_groups": {"control": 2},
+        "concurrency_groups": {"control": 2, "prefetch": 1},
         "scheduling_strategy": "SPREAD",
     }
     if nodes.memory_bytes:
@@ -147,6 +147,13 @@ class RayNode:
         )
         answer: VisitReport = await _answer(report, f"{self._name} on visit {task.visit.number}")
         return answer, dict(zip(trained, blocks, strict=True))
+
+    async def prefetch(self, refs: Mapping[int, BlockRef]) -> None:
+        """Pull block versions ahead of the node's next visit."""
+        await _answer(
+            self._actor.prefetch.remote(self._node, {block: [ref] for block, ref in refs.items()}),
+            f"{self._name} while it prefetched",
+        )
 
     async def progress(self) -> tuple[int, int, float] | None:
         """Ask how far the visit is; a late answer is no answer."""
@@ -236,7 +243,7 @@ class RayEngine:
             num_gpus=gpus,
             max_restarts=0,
             max_task_retries=0,
-            concurrency_groups={"judging": 1},
+            concurrency_groups={"judging": 1, "serving": 1},
             scheduling_strategy=here(),
         )
         self._actor: Any = None
@@ -256,6 +263,12 @@ class RayEngine:
         return self._several(
             self._actor.restore.options(num_returns=self._blocks).remote(list(blocks))
         )
+
+    async def serve(self, refs: Sequence[BlockRef]) -> list[BlockRef]:
+        """Pull blocks to the driver's side; nodes then pull them from there."""
+        returned = self._actor.serve.options(num_returns=1 + len(refs)).remote(list(refs))
+        await self._call(returned[0])
+        return list(returned[1:])
 
     async def store(self, refs: Sequence[BlockRef]) -> tuple[BlockRecord, ...]:
         """Write block versions to storage."""

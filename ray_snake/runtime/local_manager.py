@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 
@@ -37,6 +37,7 @@ class LocalManager:
         self._device = device
         self._held: dict[int, LayerState] = {}
         self._produced: dict[int, int] = {}
+        self._bytes_pulled = 0
         self._shard = NodeDataset.open(spec.source)
         self._shard.check(spec.classes)
         self._objective = recipe.objective(
@@ -64,12 +65,8 @@ class LocalManager:
             control: For progress and stopping.
         """
         started = time.perf_counter()
-        bytes_pulled = sum(
-            state.nbytes
-            for block, state in pulled.items()
-            if self._produced.get(block) != state.version
-        )
-        self._held.update(pulled)
+        self._take(pulled.values())
+        bytes_pulled, self._bytes_pulled = self._bytes_pulled, 0
         self._load(task)
         load_seconds = time.perf_counter() - started
         config = self._recipe.config
@@ -102,7 +99,7 @@ class LocalManager:
             first_loss=outcome.first_loss,
             accuracy=outcome.accuracy,
             update_norm=outcome.update_norm,
-            finite=all(state.is_finite() for state in states),
+            finite=outcome.finite,
             bytes_pulled=bytes_pulled,
             bytes_returned=sum(state.nbytes for state in states),
             pull_seconds=pull_seconds + load_seconds,
@@ -110,11 +107,21 @@ class LocalManager:
         )
         return report, states
 
+    def prefetch(self, states: Iterable[LayerState]) -> None:
+        """Keep block versions for the next visit; their bytes count towards it."""
+        self._take(states)
+
     def release(self, block: int, version: int) -> None:
         """Let go of a superseded block version, so that the object store can free it."""
         held = self._held.get(block)
         if held is not None and held.version == version:
             del self._held[block]
+
+    def _take(self, states: Iterable[LayerState]) -> None:
+        for state in states:
+            if self._produced.get(state.block) != state.version:
+                self._bytes_pulled += state.nbytes
+            self._held[state.block] = state
 
     def _load(self, task: VisitTask) -> None:
         for block, version in enumerate(task.versions):

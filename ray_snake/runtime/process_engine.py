@@ -69,9 +69,9 @@ class ProcessEngine:
             VisitFailedError: If a block has other shapes than the network's.
             StorageError: If the storage refuses a file.
         """
+        self.check(states)
         records = []
         for state in states:
-            self._check_shapes(state)
             self._files.write(state)
             records.append(
                 BlockRecord(
@@ -117,12 +117,23 @@ class ProcessEngine:
         """Return SHA-256 over all blocks (hexadecimal)."""
         return weights_sha256(states)
 
-    def _check_shapes(self, state: LayerState) -> None:
-        expected = {n: tuple(t.shape) for n, t in self._stack.tensors(state.block).items()}
-        actual = {name: array.shape for name, array in state.arrays.items()}
-        if actual != expected:
-            raise VisitFailedError(
-                f"block {state.block} came back from visit {state.version} with arrays "
-                f"{actual} in place of {expected}",
-                "a model function must return the same network each time it is called",
-            )
+    def check(self, states: Sequence[LayerState]) -> None:
+        """Check block versions against the network.
+
+        Raises:
+            VisitFailedError: If a block has other shapes than the network's, or isn't finite.
+        """
+        for state in states:
+            expected = {n: tuple(t.shape) for n, t in self._stack.tensors(state.block).items()}
+            actual = {name: array.shape for name, array in state.arrays.items()}
+            if actual != expected:
+                raise VisitFailedError(
+                    f"block {state.block} came back from visit {state.version} with arrays "
+                    f"{actual} in place of {expected}",
+                    "a model function must return the same network each time it is called",
+                )
+            if not state.is_finite():
+                raise VisitFailedError(
+                    f"block {state.block} of visit {state.version} is not finite where it arrived",
+                    "look for a fault of that node's memory or network",
+                )

@@ -223,7 +223,7 @@ class Driver:
         following = self._schedule.peek()
         if following is None or following.node == visit.node:
             return
-        node = self._roster.up().get(following.node)
+        node = self._roster.if_up(following.node)
         blocks = [
             block for block in self._ledger.stale(following.node) if block not in visit.trained
         ]
@@ -236,7 +236,9 @@ class Driver:
                 node.prefetch({block: ledger.refs[block] for block in blocks}),
                 self._config.failures.visit_timeout_seconds,
             )
-            ledger.holds(following.node, blocks)
+            # The node may have been lost, and the ledger told so, while the answer was on its way.
+            if self._roster.if_up(following.node) is node:
+                ledger.holds(following.node, blocks)
 
     async def _prefetched(self) -> None:
         """Wait for the prefetch under way, so that nothing is pulled twice."""
@@ -318,10 +320,10 @@ class Driver:
         if self._config.transport.mode == "client_server":
             served = await self._engine.serve(list(refs.values()))
             refs = dict(zip(refs, served, strict=True))
-        nodes = self._roster.up()
         for release in self._ledger.commit(visit.number, refs):
-            if release.node in nodes:
-                nodes[release.node].release(release.block, release.version)
+            node = self._roster.if_up(release.node)
+            if node is not None:
+                node.release(release.block, release.version)
         return refs
 
     def _count_decision(self, visit: Visit, *, accepted: bool) -> None:

@@ -71,14 +71,12 @@ class Roster:
         started = await asyncio.shield(self._starts[self._group_of[number]])
         return started[number].handle
 
-    def up(self) -> dict[int, NodeHandle]:
-        """Return the nodes that are up, by number."""
-        return {
-            node: one.handle
-            for start in self._starts.values()
-            if start.done() and not start.cancelled() and start.exception() is None
-            for node, one in start.result().items()
-        }
+    def if_up(self, number: int) -> NodeHandle | None:
+        """Return a node if it is up now. Each start of its process gives another handle."""
+        start = self._starts.get(self._group_of[number])
+        if start is None or not start.done() or start.cancelled() or start.exception() is not None:
+            return None
+        return start.result()[number].handle
 
     def raise_failure(self) -> None:
         """Raise what kept any node from starting, if anything did."""

@@ -54,6 +54,7 @@ class FakeBlock:
     block: int
     version: int
     content: str
+    served: bool = field(default=False, compare=False)
 
 
 def digest(*parts):
@@ -69,6 +70,8 @@ class FakeCluster:
             how often an engine method was called, from 1.
         stored: Block versions on the fake storage.
         visits: Each (task, refs) that a node was sent.
+        prefetched: Each (node, visits sent so far, refs) that a node was told to pull ahead.
+        nodes: Each node as it was started last.
         released: Each (node, block, version).
         launched: Each group, in order.
         killed: Likewise.
@@ -79,6 +82,8 @@ class FakeCluster:
     faults: dict[tuple[str, int], list[Fault]] = field(default_factory=dict)
     stored: dict[tuple[int, int], FakeBlock] = field(default_factory=dict)
     visits: list = field(default_factory=list)
+    prefetched: list = field(default_factory=list)
+    nodes: dict = field(default_factory=dict)
     released: list = field(default_factory=list)
     launched: list = field(default_factory=list)
     killed: list = field(default_factory=list)
@@ -110,10 +115,13 @@ class FakeNode:
         self._cluster = cluster
         self._number = number
         self._held = {}
+        self.received = []
         self.stopped = False
+        cluster.nodes[number] = self
 
     async def visit(self, task, refs):
         self._cluster.visits.append((task, dict(refs)))
+        self.received += refs
         fault = await self._cluster.take_fault("visit", task.visit.number)
         assert task.visit.node == self._number
         self._held.update(refs)
@@ -130,6 +138,12 @@ class FakeNode:
             report = replace(report, finite=False, update_norm=math.inf)
         version = task.visit.number
         return report, {b: FakeBlock(b, version, digest(content, b)) for b in trained}
+
+    async def prefetch(self, refs):
+        self._cluster.prefetched.append((self._number, len(self._cluster.visits), dict(refs)))
+        self.received += refs
+        await self._cluster.take_fault("prefetch", self._number)
+        self._held.update(refs)
 
     async def progress(self):
         return (1, 2, 0.75)
@@ -180,6 +194,10 @@ class FakeEngine:
         assert [one.content for one in found] == [one.checksum for one in blocks]
         self._cluster.stored = {(one.block, one.version): one for one in found}
         return found
+
+    async def serve(self, refs):
+        await self._called("serve")
+        return [replace(one, served=True) for one in refs]
 
     async def store(self, refs):
         if self._cluster.store_gate is not None:

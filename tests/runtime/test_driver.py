@@ -107,10 +107,8 @@ def test_nodes_that_share_a_lost_process_all_get_their_blocks_anew(cluster, stor
     config = make_config(nodes={"nodes_per_actor": 3})
     states = states_of(make_driver(cluster, config, storage))
     assert cluster.launched == [(0, 1, 2), (0, 1, 2)]
-    after = cluster.visits[5:]
     for node in range(3):
-        refs = next(refs for task, refs in after if task.visit.node == node)
-        assert sorted(refs) == [0, 1, 2, 3]
+        assert set(cluster.nodes[node].received) == {0, 1, 2, 3}
     assert states[-1].weights_sha256 == clean[1]
 
 
@@ -399,9 +397,11 @@ def test_holders_of_superseded_versions_are_told_to_release_them(cluster, storag
     # After the first visit node 0 holds blocks 2 (frozen) of version 0; block 2 changes on trip 2.
     held = {node: {} for node in range(3)}
     expected = []
-    for task, refs in cluster.visits:
+    for sent, (task, refs) in enumerate(cluster.visits, start=1):
         node, number = task.visit.node, task.visit.number
-        held[node].update({block: ref.version for block, ref in refs.items()})
+        pulls = [(who, ahead) for who, after, ahead in cluster.prefetched if after == sent]
+        for who, pulled in [(node, refs), *pulls]:
+            held[who].update({block: ref.version for block, ref in pulled.items()})
         for block in task.visit.trained:
             held[node].pop(block)
             expected += [
@@ -414,10 +414,46 @@ def test_holders_of_superseded_versions_are_told_to_release_them(cluster, storag
 
 def test_only_stale_blocks_are_sent(cluster, storage):
     run(make_driver(cluster, make_config(), storage).run())
-    first_trip = [sorted(refs) for _, refs in cluster.visits[:3]]
-    assert first_trip == [[0, 1, 2, 3]] * 3
+    assert sorted(cluster.visits[0][1]) == [0, 1, 2, 3]
     # Trip 2 goes back over the nodes: node 2 was the last to train, and lacks what it returned.
     assert sorted(cluster.visits[3][1]) == [0, 1, 3]
+
+
+def test_the_next_node_pulls_ahead_what_the_visit_under_way_can_not_change(cluster, storage):
+    run(make_driver(cluster, make_config(), storage).run())
+    for node, sent, refs in cluster.prefetched:
+        under_way, following = cluster.visits[sent - 1][0], cluster.visits[sent][0]
+        assert node == following.visit.node != under_way.visit.node
+        assert not set(refs) & set(under_way.visit.trained)
+    ahead = {sent for _, sent, _ in cluster.prefetched}
+    for number, (_, refs) in enumerate(cluster.visits[1:], start=1):
+        if number in ahead:
+            # A handover ships what the last visit trained, and nothing else.
+            assert set(refs) <= set(cluster.visits[number - 1][0].visit.trained)
+    assert len(ahead) >= 3
+
+
+@pytest.mark.parametrize("fault", [Fault.DIES, Fault.LACKS_BLOCKS])
+def test_a_prefetch_that_fails_is_made_up_by_the_visit(cluster, storage, clean, fault):
+    cluster.faults["prefetch", 1] = [fault]
+    states = states_of(make_driver(cluster, make_config(), storage))
+    assert states[-1].weights_sha256 == clean[1]
+
+
+def test_a_client_server_run_serves_every_block_from_the_drivers_side(cluster, storage, clean):
+    config = make_config(transport={"mode": "client_server"})
+    state = run(make_driver(cluster, config, storage).run())
+    assert state.weights_sha256 == clean[1]
+    pulled = [refs for _, refs in cluster.visits] + [refs for *_, refs in cluster.prefetched]
+    trained = [ref for refs in pulled for ref in refs.values() if ref.version > 0]
+    assert trained
+    assert all(ref.served for ref in trained)
+    assert cluster.calls["serve"] == len(cluster.visits)
+
+
+def test_peer_to_peer_never_goes_through_the_drivers_side(cluster, storage):
+    run(make_driver(cluster, make_config(), storage).run())
+    assert cluster.calls["serve"] == 0
 
 
 def test_the_journal_holds_visits_in_order_with_the_blocks_they_trained(cluster, storage):

@@ -7,6 +7,7 @@ roles), or from the location itself, and never appear in an error.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import secrets
@@ -27,6 +28,7 @@ Names = list[str]
 # A write check is what a run waits for before it starts; a store that is there answers sooner.
 CHECK_SECONDS = 15.0
 MESSAGE_CHARACTERS = 300
+LIST_TRIES = 100
 
 _TEMPORARY = re.compile(r"^\..+\.[0-9a-f]{16}\.tmp$")
 
@@ -224,7 +226,16 @@ class Storage:
 
     def _entries(self, folder: str, kind: fs.FileType) -> Names:
         selector = fs.FileSelector(self._path(folder), allow_not_found=True)
-        infos = self._bounded("list", lambda: self._connected().get_file_info(selector))
+
+        def look() -> Any:  # noqa: ANN401 - pyarrow's list
+            # pyarrow lists the folder, and if it is missing asks whether it is: one that was made
+            # in between is an error there.
+            for _ in range(LIST_TRIES - 1):
+                with contextlib.suppress(FileNotFoundError):
+                    return self._connected().get_file_info(selector)
+            return self._connected().get_file_info(selector)
+
+        infos = self._bounded("list", look)
         return sorted(
             info.base_name
             for info in infos

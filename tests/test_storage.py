@@ -355,3 +355,23 @@ def test_readers_see_old_or_new_content_while_writers_race(tmp_path):
 
     assert Path(storage.uri, "x").stat().st_size == 2**20
     assert storage.list("") == ["x"]
+
+
+def test_listing_a_folder_that_is_being_made_never_fails(tmp_path):
+    storage = Storage(tmp_path)
+    folder = tmp_path / "journal"
+    stop = threading.Event()
+
+    def make_and_remove():
+        while not stop.is_set():
+            folder.mkdir()
+            folder.rmdir()
+
+    maker = threading.Thread(target=make_and_remove)
+    maker.start()
+    try:
+        for _ in range(3000):
+            assert storage.list("journal") == []
+    finally:
+        stop.set()
+        maker.join()

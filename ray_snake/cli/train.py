@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +51,13 @@ def train(
         click.echo(json.dumps(result.summary))
 
 
+def _on_path(program: str) -> str:
+    """Return how to call a program of this environment from here, activated or not."""
+    if shutil.which(program):
+        return program
+    return os.path.relpath(Path(sys.executable).parent / program)
+
+
 def _say_what_next(run: str, summary: dict[str, Any]) -> None:
     metrics = ", ".join(f"{key} {value:.4f}" for key, value in summary["metrics"].items())
     click.echo(
@@ -56,8 +66,8 @@ def _say_what_next(run: str, summary: dict[str, Any]) -> None:
         f"{format_seconds(summary['seconds'])}.\n"
         f"The run is in {run}\n\n"
         "What next:\n"
-        f"  tensorboard --logdir {run}/tensorboard\n"
-        f"  ray-snake evaluate {run}\n"
-        f"  ray-snake export {run} --format safetensors --out model.safetensors",
+        f"  {_on_path('tensorboard')} --logdir {run}/tensorboard\n"
+        f"  {_on_path('ray-snake')} evaluate {run}\n"
+        f"  {_on_path('ray-snake')} export {run} --format safetensors --out model.safetensors",
         err=True,
     )

@@ -40,8 +40,8 @@ class VisitOutcome:
         accuracy: Training accuracy over the last epoch, in [0, 1]; none without classes.
         update_norm: L2 norm of the change to the trained weights.
         finite: Whether all trained weights and their buffers are finite numbers.
-        seconds: Wall-clock time from the first batch, of the prefix or else of training, to the
-            end of the last step.
+        train_seconds: Wall-clock time from the first batch, of the prefix or else of training,
+            to the end of the last step.
     """
 
     samples: int
@@ -51,7 +51,7 @@ class VisitOutcome:
     accuracy: float | None
     update_norm: float
     finite: bool
-    seconds: float
+    train_seconds: float
 
 
 @dataclass
@@ -145,7 +145,7 @@ def train_visit(
         accuracy=meter.accuracy,
         update_norm=change,
         finite=math.isfinite(change) and _are_finite(stack, trained),
-        seconds=seconds,
+        train_seconds=seconds,
     )
 
 

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 
 from ray_snake.config import SnakeConfig
 from ray_snake.errors import CheckpointError, NodeFailedError, SnakeError, VisitFailedError
@@ -287,16 +288,7 @@ class Driver:
             learning_rate=state.task.learning_rate,
             accepted=accepted,
             reason=verdict.reason if isinstance(verdict, Refuse) else "",
-            samples=report.samples,
-            steps=report.steps,
-            loss=report.loss,
-            first_loss=report.first_loss,
-            accuracy=report.accuracy,
-            update_norm=report.update_norm,
-            bytes_pulled=report.bytes_pulled,
-            bytes_returned=report.bytes_returned,
-            pull_seconds=report.pull_seconds,
-            train_seconds=report.train_seconds,
+            **asdict(report),
             seconds=state.seconds,
             finished_at=time.time(),
         )

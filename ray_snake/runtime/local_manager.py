@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 
 import torch
 
@@ -93,17 +94,10 @@ class LocalManager:
             del self._held[state.block]
             self._produced[state.block] = state.version
         report = VisitReport(
-            samples=outcome.samples,
-            steps=outcome.steps,
-            loss=outcome.loss,
-            first_loss=outcome.first_loss,
-            accuracy=outcome.accuracy,
-            update_norm=outcome.update_norm,
-            finite=outcome.finite,
+            **asdict(outcome),
             bytes_pulled=bytes_pulled,
             bytes_returned=sum(state.nbytes for state in states),
             pull_seconds=pull_seconds + load_seconds,
-            train_seconds=outcome.seconds,
         )
         return report, states
 

@@ -16,7 +16,6 @@ import ray
 from ray_snake.config import SnakeConfig
 from ray_snake.data import ShardSource
 from ray_snake.errors import ConfigError, DriverFailedError, InputError, RunError, SnakeError
-from ray_snake.runtime.actors import SnakeDriver
 from ray_snake.runtime.cluster import (
     check_resources,
     connected,
@@ -25,6 +24,7 @@ from ray_snake.runtime.cluster import (
     is_embedded,
     on_cluster,
 )
+from ray_snake.runtime.driver_actor import SnakeDriver
 from ray_snake.runtime.events import Evaluated, Event, Preparing, RunEnded
 from ray_snake.runtime.journal import read_records
 from ray_snake.runtime.launch import actor_class, here

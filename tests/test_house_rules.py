@@ -14,7 +14,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 PACKAGES = sorted(one.parent.name for one in PACKAGE.glob("*/__init__.py"))
 MOST_LINES = 450
 # Where the actors live and the cluster is asked; all else works without Ray.
-SHELLS = {"actors", "cluster", "launch"}
+SHELLS = {"actors", "cluster", "driver_actor", "launch"}
 # What the driver consists of: it does no tensor maths.
 DRIVER_SIDE = {
     "acceptance",
@@ -121,7 +121,7 @@ def test_the_command_line_starts_without_ray_and_torch():
 
 
 def test_starting_the_driver_brings_no_torch_along():
-    names = ["ray_snake.runtime.launch", "ray_snake.runtime.actors", "ray_snake.trainer"]
+    names = ["ray_snake.runtime.driver_actor", "ray_snake.trainer"]
     assert import_in_a_fresh_process(names) == {"ray"}
 
 

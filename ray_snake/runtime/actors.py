@@ -1,29 +1,23 @@
-"""The Ray actors: thin shells around the local manager, the process engine and the driver."""
+"""The Ray actors that the driver directs: shells around the local manager and process engine."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import ray
 
-from ray_snake.config import SnakeConfig
 from ray_snake.data import ShardSource
 from ray_snake.layers.state import LayerState
-from ray_snake.runtime.events import Event
 from ray_snake.runtime.journal import BlockRecord
 from ray_snake.runtime.messages import (
-    BlockTable,
     EvaluationReport,
     NodeSpec,
     VisitReport,
     VisitTask,
 )
 from ray_snake.runtime.recipe import Recipe
-from ray_snake.runtime.states import Failed
 from ray_snake.storage import Storage
 
 AnyRef: TypeAlias = "ray.ObjectRef[Any]"
@@ -175,66 +169,3 @@ class SnakeEngine:
     def weights_sha256(self, refs: list[BlockRef]) -> str:
         """Return SHA-256 over all blocks (hexadecimal)."""
         return self._engine.weights_sha256(pull(refs))
-
-
-class SnakeDriver:
-    """The actor of the driver: owns every ref, fetches none.
-
-    Args:
-        config: The run's settings.
-        blocks: The network's blocks.
-        specs: The nodes, by number; they are only passed on.
-        recipe: Ref of the recipe, nested in a list: the driver passes it on unopened.
-        storage: The run's folder.
-        evaluation: Held-out rows, or none.
-        gpus_per_actor: GPU share of each node actor.
-    """
-
-    def __init__(
-        self,
-        config: SnakeConfig,
-        blocks: BlockTable,
-        specs: Sequence[NodeSpec],
-        recipe: list[AnyRef],
-        storage: Storage,
-        evaluation: ShardSource | None,
-        gpus_per_actor: float,
-    ) -> None:
-        self._events: list[Event] = []
-        self._news = asyncio.Event()
-        self._arguments: tuple[Any, ...] = (
-            config,
-            blocks,
-            specs,
-            recipe[0],
-            storage,
-            evaluation,
-            gpus_per_actor,
-        )
-
-    async def run(self) -> None:
-        """Run the snake to its end.
-
-        Raises:
-            SnakeError: If the run failed.
-        """
-        from ray_snake.runtime.launch import make_driver
-
-        driver = make_driver(*self._arguments, emit=self._emit)
-        state = await driver.run()
-        if isinstance(state, Failed):
-            raise state.error
-
-    async def events(self, timeout: float) -> list[Event]:
-        """Return what happened since the last call; wait up to `timeout` seconds for anything."""
-        # Not left to `wait_for`: it gives up at once on a timeout of 0, whatever there is.
-        if not self._events:
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._news.wait(), timeout)
-        self._news.clear()
-        events, self._events = self._events, []
-        return events
-
-    def _emit(self, event: Event) -> None:
-        self._events.append(event)
-        self._news.set()

@@ -1,9 +1,9 @@
-"""How the driver starts and reaches the other actors through Ray."""
+"""How the driver starts and reaches the actors that it directs: its handles, through Ray."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import ray
@@ -16,62 +16,23 @@ from ray.exceptions import (
 )
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ray_snake.config import NodesConfig, SnakeConfig
+from ray_snake.config import NodesConfig
 from ray_snake.data import ShardSource
 from ray_snake.errors import SnakeError, VisitFailedError
 from ray_snake.runtime.actors import AnyRef, BlockRef, SnakeEngine, SnakeNode
-from ray_snake.runtime.driver import Driver
-from ray_snake.runtime.events import Event
 from ray_snake.runtime.handles import BlocksLostError, ProcessLostError, StartedNode
 from ray_snake.runtime.journal import BlockRecord
 from ray_snake.runtime.messages import (
-    BlockTable,
     EvaluationReport,
     NodeSpec,
     VisitReport,
     VisitTask,
 )
-from ray_snake.runtime.roster import Roster, group_nodes
 from ray_snake.storage import Storage
 
 CONTROL_TIMEOUT_SECONDS = 5.0
 
 Answer = TypeVar("Answer")
-
-
-def make_driver(
-    config: SnakeConfig,
-    blocks: BlockTable,
-    specs: Sequence[NodeSpec],
-    recipe: AnyRef,
-    storage: Storage,
-    evaluation: ShardSource | None,
-    gpus_per_actor: float,
-    *,
-    emit: Callable[[Event], None],
-) -> Driver:
-    """Return a driver whose handles are Ray actors."""
-    names = tuple(spec.name for spec in specs)
-    launcher = RayNodeLauncher(specs, recipe, config.nodes, gpus_per_actor)
-    roster = Roster(
-        names=names,
-        groups=group_nodes(len(specs), config.nodes.nodes_per_actor),
-        launcher=launcher,
-        window=max(2, int(ray.cluster_resources().get("CPU", 1))),
-        start_timeout=config.nodes.start_timeout_seconds,
-        restarts=config.failures.node_restarts,
-        emit=emit,
-    )
-    return Driver(
-        config=config,
-        names=names,
-        blocks=blocks,
-        storage=storage,
-        engine=RayEngine(recipe, storage, evaluation, config.evaluation.gpus, len(blocks.names)),
-        roster=roster,
-        evaluates=evaluation is not None,
-        emit=emit,
-    )
 
 
 def node_options(nodes: NodesConfig, gpus: float) -> dict[str, Any]:

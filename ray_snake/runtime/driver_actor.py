@@ -1,0 +1,117 @@
+"""The driver's actor: the driver's loop with Ray actors in its hands."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+
+from ray_snake.config import SnakeConfig
+from ray_snake.data import ShardSource
+from ray_snake.runtime.actors import AnyRef
+from ray_snake.runtime.driver import Driver
+from ray_snake.runtime.events import Event
+from ray_snake.runtime.launch import RayEngine, RayNodeLauncher
+from ray_snake.runtime.messages import BlockTable, NodeSpec
+from ray_snake.runtime.roster import Roster, group_nodes
+from ray_snake.runtime.states import Failed
+from ray_snake.storage import Storage
+
+
+class SnakeDriver:
+    """The actor of the driver: owns every ref, fetches none.
+
+    Args:
+        config: The run's settings.
+        blocks: The network's blocks.
+        specs: The nodes, by number; they are only passed on.
+        recipe: Ref of the recipe, nested in a list: the driver passes it on unopened.
+        storage: The run's folder.
+        evaluation: Held-out rows, or none.
+        gpus_per_actor: GPU share of each node actor.
+    """
+
+    def __init__(
+        self,
+        config: SnakeConfig,
+        blocks: BlockTable,
+        specs: Sequence[NodeSpec],
+        recipe: list[AnyRef],
+        storage: Storage,
+        evaluation: ShardSource | None,
+        gpus_per_actor: float,
+    ) -> None:
+        self._events: list[Event] = []
+        self._news = asyncio.Event()
+        self._arguments: tuple[Any, ...] = (
+            config,
+            blocks,
+            specs,
+            recipe[0],
+            storage,
+            evaluation,
+            gpus_per_actor,
+        )
+
+    async def run(self) -> None:
+        """Run the snake to its end.
+
+        Raises:
+            SnakeError: If the run failed.
+        """
+        driver = make_driver(*self._arguments, emit=self._emit)
+        state = await driver.run()
+        if isinstance(state, Failed):
+            raise state.error
+
+    async def events(self, timeout: float) -> list[Event]:
+        """Return what happened since the last call; wait up to `timeout` seconds for anything."""
+        # Not left to `wait_for`: it gives up at once on a timeout of 0, whatever there is.
+        if not self._events:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._news.wait(), timeout)
+        self._news.clear()
+        events, self._events = self._events, []
+        return events
+
+    def _emit(self, event: Event) -> None:
+        self._events.append(event)
+        self._news.set()
+
+
+def make_driver(
+    config: SnakeConfig,
+    blocks: BlockTable,
+    specs: Sequence[NodeSpec],
+    recipe: AnyRef,
+    storage: Storage,
+    evaluation: ShardSource | None,
+    gpus_per_actor: float,
+    *,
+    emit: Callable[[Event], None],
+) -> Driver:
+    """Return a driver whose handles are Ray actors."""
+    names = tuple(spec.name for spec in specs)
+    launcher = RayNodeLauncher(specs, recipe, config.nodes, gpus_per_actor)
+    roster = Roster(
+        names=names,
+        groups=group_nodes(len(specs), config.nodes.nodes_per_actor),
+        launcher=launcher,
+        window=max(2, int(ray.cluster_resources().get("CPU", 1))),
+        start_timeout=config.nodes.start_timeout_seconds,
+        restarts=config.failures.node_restarts,
+        emit=emit,
+    )
+    return Driver(
+        config=config,
+        names=names,
+        blocks=blocks,
+        storage=storage,
+        engine=RayEngine(recipe, storage, evaluation, config.evaluation.gpus, len(blocks.names)),
+        roster=roster,
+        evaluates=evaluation is not None,
+        emit=emit,
+    )

@@ -18,7 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_snake.config import NodesConfig
 from ray_snake.data import ShardSource
-from ray_snake.errors import SnakeError, VisitFailedError
+from ray_snake.errors import NodeFailedError, SnakeError, VisitFailedError
 from ray_snake.runtime.actors import AnyRef, BlockRef, SnakeEngine, SnakeNode
 from ray_snake.runtime.handles import BlocksLostError, ProcessLostError, StartedNode
 from ray_snake.runtime.journal import BlockRecord
@@ -68,6 +68,13 @@ async def _answer(call: Awaitable[Answer], who: str) -> Answer:
     try:
         return await call
     except RayActorError as error:
+        if error.actor_init_failed:
+            # It would fail again: mostly a function that the process can't import.
+            raise NodeFailedError(
+                f"{who} could not be set up ({str(error).strip().splitlines()[-1][:300]})",
+                "define model and loss in the main program, or in a package that is installed "
+                "on every machine",
+            ) from None
         raise ProcessLostError(f"{who} died ({_first_line(error)})") from None
     except (ObjectLostError, GetTimeoutError) as error:
         raise BlocksLostError(f"{who} could not get a block ({_first_line(error)})") from None

@@ -4,7 +4,7 @@ import pytest
 import ray
 from scenarios import CONFIG, NODES, actors, fit, kill, on_visit, pid_of, with_sections
 
-from ray_snake.errors import DriverFailedError
+from ray_snake.errors import DriverFailedError, NodeFailedError
 from ray_snake.runtime.events import NodeLost, Recovering, RunStarted, VisitDecided, VisitStarted
 
 SHARED = with_sections(nodes={"nodes_per_actor": NODES})
@@ -101,3 +101,14 @@ def test_a_killed_raylet_takes_nodes_and_blocks_with_it(raylets, storage, gate, 
     assert killed
     assert any(isinstance(event, (NodeLost, Recovering)) for event in events)
     assert result.summary["weights_sha256"] == reference.summary["weights_sha256"]
+
+
+def a_loss_of_this_module(outputs, targets):
+    return outputs.sum()
+
+
+def test_a_function_that_other_processes_can_not_import_fails_the_run_at_once(raylets, storage):
+    events = []
+    with pytest.raises(NodeFailedError, match=r"No module named 'test_failures'.*main program"):
+        fit(SHARED, storage.uri, loss=a_loss_of_this_module, on_event=events.append)
+    assert not [event for event in events if isinstance(event, NodeLost)]

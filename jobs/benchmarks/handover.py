@@ -33,9 +33,12 @@ from ray_snake.storage import Storage
 @click.command()
 @click.option("--megabytes", default=100, show_default=True, help="Size of the span.")
 @click.option("--trips", default=10, show_default=True)
+@click.option(
+    "--steps", default=20, show_default=True, help="A visit's steps; storing ends meanwhile."
+)
 @click.option("--json", "as_json", is_flag=True)
-def main(megabytes: int, trips: int, as_json: bool) -> None:
-    """Train one wide layer on two nodes in turn, one step a visit."""
+def main(megabytes: int, trips: int, steps: int, as_json: bool) -> None:
+    """Train one wide layer on two nodes in turn."""
     width = int((megabytes * 1e6 / 4) ** 0.5)
 
     def build() -> nn.Sequential:
@@ -43,7 +46,7 @@ def main(megabytes: int, trips: int, as_json: bool) -> None:
 
     config = SnakeConfig(
         snake=SnakeSection(span_width=3, trips=trips, train_last=False),
-        training=TrainingConfig(steps=1, batch_size=2, momentum=0.0, clip_norm=None),
+        training=TrainingConfig(steps=steps, batch_size=2, momentum=0.0, clip_norm=None),
         loss=LossConfig(distillation=0.0),
         nodes=NodesConfig(nodes_per_actor=1),
     )

@@ -192,9 +192,11 @@ def _change(weights: Sequence[Tensor], arrived: Sequence[Tensor]) -> float:
     total = 0.0
     for weight, before in zip(weights, arrived, strict=True):
         flat, flat_before = weight.flatten(), before.flatten()
+        buffer = torch.empty_like(flat[:CHUNK])
         for start in range(0, flat.numel(), CHUNK):
-            piece = slice(start, start + CHUNK)
-            difference = flat[piece] - flat_before[piece]
+            piece = flat[start : start + CHUNK]
+            difference = buffer[: len(piece)]
+            torch.sub(piece, flat_before[start : start + CHUNK], out=difference)
             total += float(difference.dot(difference))
     return math.sqrt(total) if math.isfinite(total) else math.inf
 

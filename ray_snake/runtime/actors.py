@@ -56,13 +56,11 @@ class SnakeNode:
         Raises:
             InputError: If a shard can't be used, or the model can't be built.
         """
-        import torch
-
-        from ray_snake.engine.device import take_device
+        from ray_snake.engine.device import prepare_process, take_device
         from ray_snake.engine.visit import VisitControl
         from ray_snake.runtime.local_manager import LocalManager
 
-        torch.set_num_threads(self._recipe.config.nodes.threads)
+        prepare_process(self._recipe.config.nodes.threads)
         device = take_device(_own_gpu_share())
         stack = self._recipe.skeleton()
         self._control = VisitControl()
@@ -127,12 +125,10 @@ class SnakeEngine:
     """
 
     def __init__(self, recipe: Recipe, storage: Storage, evaluation: ShardSource | None) -> None:
-        import torch
-
-        from ray_snake.engine.device import take_device
+        from ray_snake.engine.device import prepare_process, take_device
         from ray_snake.runtime.process_engine import ProcessEngine
 
-        torch.set_num_threads(1)
+        prepare_process(threads=1)
         self._engine = ProcessEngine(recipe, storage, evaluation, take_device(_own_gpu_share()))
 
     def ping(self) -> None:

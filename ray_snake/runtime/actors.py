@@ -82,10 +82,11 @@ class SnakeNode:
         """
         from ray_snake.engine.visit import VisitControl
 
+        # Set before the pull, which may take long: a stop meanwhile is meant for this visit.
+        self._control = VisitControl()
         started = time.perf_counter()
         states = pull([ref for (ref,) in refs.values()])
         seconds = time.perf_counter() - started
-        self._control = VisitControl()
         report, trained = self._managers[node].visit(
             task, dict(zip(refs, states, strict=True)), seconds, self._control
         )

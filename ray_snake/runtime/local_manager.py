@@ -91,7 +91,8 @@ class LocalManager:
         finally:
             self._unload()
         for state in states:
-            del self._held[state.block]
+            # Only what this visit started from: a prefetch may have brought something newer.
+            self.release(state.block, task.versions[state.block])
             self._produced[state.block] = state.version
         report = VisitReport(
             **asdict(outcome),

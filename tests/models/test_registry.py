@@ -92,7 +92,7 @@ def test_import_path_may_take_any_option_and_types_that_json_lacks(user_module):
 
 
 def test_unresolvable_annotations_leave_values_unchecked(user_module):
-    def typed(*, width: "OnlyForTheTypeChecker" = 3):  # noqa: F821
+    def typed(*, width: "OnlyForTheTypeChecker" = 3):  # noqa: F821 - on purpose
         return nn.Linear(2, width)
 
     user_module.typed = typed
@@ -130,7 +130,7 @@ def test_function_that_fails_is_reported_with_its_options(user_module):
     error = failing("clinic_models:net", {"depth": 3})
     assert error.subject == "model.options"
     assert "depth 3 is odd" in str(error)
-    assert str(pickle.loads(pickle.dumps(error))) == str(error)  # noqa: S301
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)  # noqa: S301 - our own bytes
 
 
 @pytest.mark.parametrize("result", [None, [], [nn.Linear(1, 1), "head"]])

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -171,6 +172,20 @@ def test_releases_only_the_version_named(node, initial):
     node.manager.release(0, 0)
     with pytest.raises(RuntimeError, match="version 0 of block 0; the node holds nothing"):
         do(node, trained, pulled)
+
+
+def test_what_a_prefetch_brings_during_a_visit_outlives_it(initial):
+    newer = {block: replace(initial[block], version=9) for block in (1, 3)}
+
+    def loss(outputs, targets):
+        node.manager.prefetch(newer.values())
+        return cross_entropy(outputs, targets)
+
+    node = make_node(loss=loss)
+    do(node, make_task(), initial)
+    rest = {block: replace(initial[block], version=1) for block in (2, 4)}
+    report, _ = do(node, make_task(10, versions=(0, 9, 1, 9, 1)), rest)
+    assert report.steps > 0
 
 
 def test_releasing_what_it_never_had_is_fine(node):

@@ -257,6 +257,25 @@ class TransportConfig(Section):
     )
 
 
+class CodecConfig(Section):
+    """In what form trained blocks travel."""
+
+    name: Literal["none", "bf16", "int8", "int4", "topk"] = Field(
+        default="none",
+        description="`none`: whole, as they are. Else the difference from a version that all nodes "
+        "have, with 2 bytes a weight (`bf16`), 1 (`int8`), a half (`int4`), or the largest alone "
+        "(`topk`). A run's weights are those that travelled.",
+    )
+    top_k: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.02, description="Share of a tensor's weights that `topk` sends."
+    )
+    anchor_trips: PositiveInt = Field(
+        default=4,
+        description="A block that is trained in every trip gets a new version to differ from "
+        "after so many trips; others get one each time that the snake comes back to them.",
+    )
+
+
 class AcceptanceConfig(Section):
     """When the driver refuses a visit's result. A result that is not finite is always refused."""
 
@@ -328,6 +347,7 @@ class SnakeConfig(Section):
     training: TrainingConfig = TrainingConfig()
     loss: LossConfig = LossConfig()
     transport: TransportConfig = TransportConfig()
+    codec: CodecConfig = CodecConfig()
     acceptance: AcceptanceConfig = AcceptanceConfig()
     failures: FailureConfig = FailureConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -341,6 +361,7 @@ class SnakeConfig(Section):
         "snake",
         "training",
         "loss",
+        "codec",
         "acceptance",
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
@@ -50,11 +52,11 @@ class BlockFiles:
             )
         return state
 
-    def keep_only(self, block: int, version: int) -> None:
-        """Delete all stored versions of a block but this one."""
+    def keep_only(self, block: int, versions: Collection[int]) -> None:
+        """Delete all stored versions of a block but these."""
         folder = _folder(block)
         for name in self._storage.list(folder):
-            if name.endswith(".safetensors") and int(name.split(".")[0]) != version:
+            if name.endswith(".safetensors") and int(name.split(".")[0]) not in versions:
                 self._storage.delete(f"{folder}/{name}")
 
     def delete(self, block: int, version: int) -> None:

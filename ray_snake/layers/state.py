@@ -1,4 +1,4 @@
-"""`LayerState`: one block's weights and buffers as named arrays. What travels, and nothing else."""
+"""What travels, and nothing else: a block version whole, or as its difference from another one."""
 
 from __future__ import annotations
 
@@ -48,6 +48,32 @@ class LayerState:
     def is_finite(self) -> bool:
         """Return whether no floating-point array holds NaN or infinity."""
         return all(_is_finite(array, self.dtypes[name]) for name, array in self.arrays.items())
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockDelta:
+    """One version of one block as its encoded difference from another version of it.
+
+    Attributes:
+        block: The block's number.
+        version: The visit that produced it.
+        base: The version that it is the difference from.
+        codec: Name of the codec that made `parts`; see `layers.codec`.
+        parts: The encoded tensors by name, each some named arrays.
+        dtypes: The tensors' torch dtypes by name, such as `float32`.
+    """
+
+    block: int
+    version: int
+    base: int
+    codec: str
+    parts: Mapping[str, Mapping[str, Array]]
+    dtypes: Mapping[str, str]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(array.nbytes for parts in self.parts.values() for array in parts.values())
 
 
 def weights_sha256(states: Iterable[LayerState]) -> str:

@@ -19,24 +19,28 @@ def pack(block: int, version: int, tensors: Mapping[str, Tensor]) -> LayerState:
     return LayerState(
         block=block,
         version=version,
-        arrays={name: _to_array(tensor) for name, tensor in tensors.items()},
+        arrays={name: to_array(tensor) for name, tensor in tensors.items()},
         dtypes={name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()},
     )
 
 
 def unpack(state: LayerState, device: torch.device | None = None) -> dict[str, Tensor]:
     """Return a block's arrays as tensors: on the CPU read-only views of the same memory."""
-    tensors = {
-        name: torch.from_numpy(array).view(getattr(torch, state.dtypes[name]))
-        for name, array in state.arrays.items()
-    }
+    tensors = {name: from_array(array, state.dtypes[name]) for name, array in state.arrays.items()}
     if device is None or device.type == "cpu":
         return tensors
     return {name: tensor.to(device) for name, tensor in tensors.items()}
 
 
-def _to_array(tensor: Tensor) -> Array:
+def to_array(tensor: Tensor) -> Array:
+    """Return a tensor as the array that travels; a CPU tensor is not copied."""
     tensor = tensor.detach().cpu().contiguous()
     if tensor.dtype == torch.bfloat16:
         tensor = tensor.view(torch.uint16)
     return tensor.numpy()
+
+
+def from_array(array: Array, dtype: str) -> Tensor:
+    """Return an array as the tensor it was, with its torch dtype by name; not copied."""
+    tensor: Tensor = torch.from_numpy(array).view(getattr(torch, dtype))
+    return tensor

@@ -9,9 +9,10 @@ from typing import Any, TypeAlias
 import ray
 
 from ray_snake.data import ShardSource
-from ray_snake.layers.state import LayerState
+from ray_snake.layers.state import BlockDelta, LayerState
 from ray_snake.runtime.journal import BlockRecord
 from ray_snake.runtime.messages import (
+    Delivery,
     EvaluationReport,
     NodeSpec,
     VisitReport,
@@ -21,14 +22,19 @@ from ray_snake.runtime.recipe import Recipe
 from ray_snake.storage import Storage
 
 AnyRef: TypeAlias = "ray.ObjectRef[Any]"
-BlockRef: TypeAlias = "ray.ObjectRef[LayerState]"
+BlockRef: TypeAlias = "ray.ObjectRef[LayerState | BlockDelta]"
 
 PULL_TIMEOUT_SECONDS = 600.0
 
 
-def pull(refs: Sequence[BlockRef]) -> list[LayerState]:
-    """Return the blocks behind some refs: views of this machine's object store, read-only."""
+def pull(refs: Sequence[AnyRef]) -> list[Any]:
+    """Return what some refs lead to: views of this machine's object store, read-only."""
     return ray.get(list(refs), timeout=PULL_TIMEOUT_SECONDS)
+
+
+def _one_object_each(states: Sequence[LayerState]) -> tuple[LayerState, ...] | LayerState:
+    """Return what Ray makes one object of each of; of a single one, it takes the value itself."""
+    return states[0] if len(states) == 1 else tuple(states)
 
 
 def _own_gpu_share() -> float:
@@ -50,8 +56,8 @@ class SnakeNode:
         self._specs = dict(specs)
         self._recipe = recipe
 
-    def open(self) -> dict[int, int]:
-        """Open every node's shard; return its rows by node number.
+    def open(self) -> tuple[str, dict[int, int]]:
+        """Open every node's shard; return the machine's Ray id, and rows by node number.
 
         Raises:
             InputError: If a shard can't be used, or the model can't be built.
@@ -68,34 +74,47 @@ class SnakeNode:
             node: LocalManager(spec, self._recipe, stack, device)
             for node, spec in self._specs.items()
         }
-        return {node: manager.samples for node, manager in self._managers.items()}
+        samples = {node: manager.samples for node, manager in self._managers.items()}
+        return ray.get_runtime_context().get_node_id(), samples
 
     def visit(
-        self, node: int, task: VisitTask, refs: Mapping[int, list[BlockRef]]
-    ) -> tuple[VisitReport | LayerState, ...]:
+        self,
+        node: int,
+        task: VisitTask,
+        deliveries: Sequence[Delivery],
+    ) -> tuple[VisitReport | LayerState | BlockDelta, ...]:
         """Train a visit's blocks; return the report and then each trained block, ascending.
 
         Args:
             node: Which of the actor's nodes is visited.
             task: What to do.
-            refs: The block versions that the node lacks, nested so that Ray doesn't fetch them.
+            deliveries: The block versions that the node lacks.
         """
         from ray_snake.engine.visit import VisitControl
 
         # Set before the pull, which may take long: a stop meanwhile is meant for this visit.
         self._control = VisitControl()
         started = time.perf_counter()
-        states = pull([ref for (ref,) in refs.values()])
+        pulled = pull([one.ref for one in deliveries])
         seconds = time.perf_counter() - started
-        report, trained = self._managers[node].visit(
-            task, dict(zip(refs, states, strict=True)), seconds, self._control
-        )
-        return (report, *trained)
+        report, parcels = self._managers[node].visit(task, pulled, seconds, self._control)
+        return (report, *parcels)
 
-    @ray.method(concurrency_group="prefetch")
-    def prefetch(self, node: int, refs: Mapping[int, list[BlockRef]]) -> None:
-        """Pull block versions that a node will need, while another node's visit is under way."""
-        self._managers[node].prefetch(pull([ref for (ref,) in refs.values()]))
+    @ray.method(concurrency_group="fetch")
+    def fetch(self, node: int, deliveries: Sequence[Delivery]) -> tuple[LayerState | None, ...]:
+        """Pull block versions that a node will need, mostly while another node's visit goes on.
+
+        Returns:
+            Nothing, and then each whole version that was made of a difference.
+        """
+        manager = self._managers[node]
+        decoded = []
+        for one in pull([one.ref for one in deliveries]):
+            if isinstance(one, BlockDelta):
+                decoded.append(manager.decode(one))
+            else:
+                manager.hold(one)
+        return (None, *decoded)
 
     @ray.method(concurrency_group="control")
     def progress(self) -> tuple[int, int, float]:
@@ -135,20 +154,34 @@ class SnakeEngine:
     def ping(self) -> None:
         """Answer, so that a caller knows that the process is up."""
 
-    def initial(self) -> tuple[LayerState, ...]:
+    def initial(self) -> tuple[LayerState, ...] | LayerState:
         """Return version 0 of every block, one object each."""
-        return tuple(self._engine.initial())
+        return _one_object_each(self._engine.initial())
 
-    def restore(self, blocks: Sequence[BlockRecord]) -> tuple[LayerState, ...]:
+    def restore(self, blocks: Sequence[BlockRecord]) -> tuple[LayerState, ...] | LayerState:
         """Return stored block versions, one object each."""
-        return tuple(self._engine.restore(blocks))
+        return _one_object_each(self._engine.restore(blocks))
 
     @ray.method(concurrency_group="serving")
-    def serve(self, refs: list[BlockRef]) -> tuple[LayerState | None, ...]:
-        """Pull block versions and check them; return nothing, then each as an object held here."""
-        states = pull(refs)
-        self._engine.check(states)
-        return (None, *states)
+    def serve(
+        self, refs: list[BlockRef], bases: list[BlockRef]
+    ) -> tuple[LayerState | BlockDelta | None, ...]:
+        """Pull trained blocks and check them.
+
+        Returns:
+            Nothing, then each as it came, as an object held here, then each whole if it came as a
+            difference from `bases`.
+        """
+        parcels = pull(refs)
+        decoded = self._engine.decode(parcels, pull(bases)) if bases else []
+        self._engine.check(decoded or parcels)
+        return (None, *parcels, *decoded)
+
+    def decode(
+        self, refs: list[BlockRef], bases: list[BlockRef]
+    ) -> tuple[LayerState, ...] | LayerState:
+        """Return whole versions of differences from `bases`, one object each."""
+        return _one_object_each(self._engine.decode(pull(refs), pull(bases)))
 
     def store(self, refs: list[BlockRef]) -> tuple[BlockRecord, ...]:
         """Write block versions to storage."""

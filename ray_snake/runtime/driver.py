@@ -7,14 +7,15 @@ It does no tensor maths and never fetches a block; it passes refs on.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
+from typing import TypeVar
 
 from ray_snake.config import SnakeConfig
 from ray_snake.errors import CheckpointError, NodeFailedError, SnakeError, VisitFailedError
-from ray_snake.layers.ledger import Ledger
+from ray_snake.layers.ledger import DRIVER, Ledger, Parcel
+from ray_snake.planning.anchor import Anchors, make_anchors
 from ray_snake.planning.schedule import Schedule, learning_rate
 from ray_snake.planning.span import Visit
 from ray_snake.runtime.acceptance import Refuse, judge
@@ -33,7 +34,7 @@ from ray_snake.runtime.handles import (
     ProcessLostError,
     Ref,
 )
-from ray_snake.runtime.journal import Journal, VisitRecord
+from ray_snake.runtime.journal import Journal, Transfer, VisitRecord
 from ray_snake.runtime.messages import BlockTable, VisitTask
 from ray_snake.runtime.recorder import Recorder
 from ray_snake.runtime.roster import Roster
@@ -47,10 +48,13 @@ from ray_snake.runtime.states import (
     State,
     Visiting,
 )
+from ray_snake.runtime.supply import Supply
 from ray_snake.seeds import derive_seed
 from ray_snake.storage import Storage
 
 PROGRESS_SECONDS = 1.0
+
+Answer = TypeVar("Answer")
 
 
 class Driver:
@@ -91,9 +95,8 @@ class Driver:
         self._recoveries_left = config.failures.recoveries
         self._refused_in_a_row = 0
         self._schedule: Schedule
-        self._ledger: Ledger[Ref]
+        self._supply: Supply | None = None
         self._recorder: Recorder | None = None
-        self._prefetch: asyncio.Task[None] | None = None
 
     async def run(self) -> State:
         """Step until the run is finished or has failed; return that state."""
@@ -101,10 +104,7 @@ class Driver:
             while not isinstance(self.state, (Finished, Failed)):
                 await self.step()
         finally:
-            if self._prefetch is not None:
-                self._prefetch.cancel()
-            if self._recorder is not None:
-                await self._recorder.close()
+            await self._stop_background()
             await self._roster.close()
         return self.state
 
@@ -133,11 +133,7 @@ class Driver:
 
     async def _start(self) -> State:
         """Bring the journal's last model into the object store and take up the schedule there."""
-        if self._recorder is not None:
-            await self._recorder.close()
-        if self._prefetch is not None:
-            self._prefetch.cancel()
-            self._prefetch = None
+        await self._stop_background()
         journal = await asyncio.to_thread(Journal, self._storage)
         self._schedule = Schedule(
             self._config.snake,
@@ -145,8 +141,7 @@ class Driver:
             blocks=len(self._blocks.names),
             seed=self._config.seed,
         )
-        self._replay(journal)
-        self._recorder = Recorder(engine=self._engine, journal=journal, emit=self._emit)
+        anchors = self._replay(journal)
         self._emit(
             RunStarted(
                 nodes=self._names,
@@ -159,20 +154,80 @@ class Driver:
         )
         self._roster.begin(self._schedule.upcoming_nodes())
         await self._engine.start()
-        stored = journal.current_blocks()
-        if stored:
-            self._ledger = Ledger(
-                [one.version for one in stored], await self._engine.restore(stored)
-            )
+        wholes = await self._stored_blocks(journal, anchors)
+        self._take_up(journal, anchors, wholes)
+        if journal.current_blocks():
             await self._evaluate_if_missing(journal)
         else:
-            self._ledger = Ledger([0] * len(self._blocks.names), await self._engine.initial())
-            await self._recorder.start(self._ledger.refs)
+            await self._recorder_or_fail().start()
         return Scheduling()
 
-    def _replay(self, journal: Journal) -> None:
-        """Take the schedule to where the journal ends."""
+    async def _stored_blocks(
+        self, journal: Journal, anchors: Anchors | None
+    ) -> dict[tuple[int, int], Ref]:
+        """Return the journal's current blocks and the anchors; or the initial ones."""
+        stored = journal.current_blocks()
+        if not stored:
+            return {(block, 0): ref for block, ref in enumerate(await self._engine.initial())}
+        if anchors is not None:
+            current = set(stored)
+            others = [journal.block(*one) for one in enumerate(anchors.versions)]
+            stored += [one for one in others if one not in current]
+        refs = await self._engine.restore(stored)
+        return {(one.block, one.version): ref for one, ref in zip(stored, refs, strict=True)}
+
+    def _take_up(
+        self, journal: Journal, anchors: Anchors | None, wholes: Mapping[tuple[int, int], Ref]
+    ) -> None:
+        """Make recorder and supply anew, from what is at the driver's side."""
+
+        def on_whole(block: int, version: int, ref: Ref) -> None:
+            supply.add_whole(block, version, ref, machine=self._engine.machine)
+
+        self._recorder = recorder = Recorder(
+            engine=self._engine,
+            journal=journal,
+            emit=self._emit,
+            wholes=wholes,
+            on_whole=on_whole,
+        )
+        ledger = Ledger(
+            [one.version for one in journal.current_blocks()] or [0] * len(self._blocks.names),
+            [
+                Parcel(
+                    block=block,
+                    version=version,
+                    ref=ref,
+                    bytes=self._blocks.bytes[block],
+                    origin=DRIVER,
+                    machines={self._engine.machine},
+                )
+                for (block, version), ref in wholes.items()
+            ],
+            None if anchors is None else anchors.versions,
+        )
+        self._supply = supply = Supply(
+            names=self._names,
+            block_bytes=self._blocks.bytes,
+            anchors=anchors,
+            ledger=ledger,
+            roster=self._roster,
+            recorded=recorder.drain,
+            timeout=self._config.failures.visit_timeout_seconds,
+            through_driver=self._through_driver,
+        )
+
+    async def _stop_background(self) -> None:
+        if self._supply is not None:
+            self._supply.close()
+        if self._recorder is not None:
+            await self._recorder.close()
+
+    def _replay(self, journal: Journal) -> Anchors | None:
+        """Take the schedule to where the journal ends; return the anchors there."""
         self._refused_in_a_row = 0
+        versions = [0] * len(self._blocks.names)
+        anchors = make_anchors(self._config.codec, blocks=len(versions), nodes=len(self._names))
         for record in journal.visits:
             visit = self._schedule.next()
             if visit is None or (visit.number, visit.node, visit.trained) != (
@@ -185,7 +240,12 @@ class Driver:
                     "that these settings plan",
                     "resume with the settings and the version the run was started with",
                 )
+            if anchors is not None:
+                anchors.advance(visit, anchors.at(visit, versions))
+            for block in record.blocks:
+                versions[block.block] = block.version
             self._count_decision(visit, accepted=record.accepted)
+        return anchors
 
     async def _choose(self) -> State:
         self._roster.raise_failure()
@@ -194,62 +254,50 @@ class Driver:
 
     async def _visit(self, visit: Visit) -> State:
         """Send a visit to its node and wait; a lost node is started again and visited again."""
+        supply = self._supply_or_fail()
         handle = await self._roster.node(visit.node)
-        await self._prefetched()
-        task = self._task(visit)
-        stale = self._ledger.stale(visit.node)
-        refs = {block: self._ledger.refs[block] for block in stale}
         self._emit(VisitStarted(visit=visit))
         started = time.monotonic()
-        training = asyncio.create_task(handle.visit(task, refs))
-        self._prefetch = asyncio.create_task(self._prefetch_for_next(visit))
         try:
-            await self._watch(visit, handle, training)
-            report, trained = await training
+            deliveries = await self._in_time(supply.ship(visit, handle), visit)
+            task = self._task(visit)
+            training = asyncio.create_task(handle.visit(task, deliveries))
+            supply.fetch_ahead(visit, self._schedule.peek())
+            try:
+                await self._watch(visit, handle, training)
+                report, refs = await training
+            finally:
+                training.cancel()
         except ProcessLostError as error:
-            for node in self._roster.lost(visit.node, str(error)):
-                self._ledger.forget(node)
+            supply.lost(self._roster.lost(visit.node, str(error)))
             return Visiting(visit=visit)
         except BaseException:
             handle.stop()
             raise
-        finally:
-            training.cancel()
-        self._ledger.holds(visit.node, stale)
-        self._ledger.let_go(visit.node, visit.trained)
-        return Deciding(task=task, report=report, refs=trained, seconds=time.monotonic() - started)
+        return Deciding(
+            task=task,
+            report=report,
+            refs=refs,
+            moved=supply.returned(visit, deliveries),
+            machine=handle.machine,
+            seconds=time.monotonic() - started,
+        )
 
-    async def _prefetch_for_next(self, visit: Visit) -> None:
-        """Have the next visit's node pull what the visit under way can't change."""
-        following = self._schedule.peek()
-        if following is None or following.node == visit.node:
-            return
-        node = self._roster.if_up(following.node)
-        blocks = [
-            block for block in self._ledger.stale(following.node) if block not in visit.trained
-        ]
-        if node is None or not blocks:
-            return
-        ledger = self._ledger
-        # Whatever fails here is met again, and dealt with, when the node is visited.
-        with contextlib.suppress(ProcessLostError, BlocksLostError, asyncio.TimeoutError):
-            await asyncio.wait_for(
-                node.prefetch({block: ledger.refs[block] for block in blocks}),
-                self._config.failures.visit_timeout_seconds,
-            )
-            # The node may have been lost, and the ledger told so, while the answer was on its way.
-            if self._roster.if_up(following.node) is node:
-                ledger.holds(following.node, blocks)
-
-    async def _prefetched(self) -> None:
-        """Wait for the prefetch under way, so that nothing is pulled twice."""
-        if self._prefetch is not None:
-            await self._prefetch
+    async def _in_time(self, shipping: Awaitable[Answer], visit: Visit) -> Answer:
+        limit = self._config.failures.visit_timeout_seconds
+        try:
+            return await asyncio.wait_for(shipping, limit)
+        except asyncio.TimeoutError:
+            raise ProcessLostError(
+                f"visit {visit.number} got its blocks not within failures.visit_timeout_seconds = "
+                f"{limit:g}"
+            ) from None
 
     def _task(self, visit: Visit) -> VisitTask:
         return VisitTask(
             visit=visit,
-            versions=self._ledger.versions,
+            versions=self._supply_or_fail().versions,
+            anchors=self._supply_or_fail().anchors(visit),
             learning_rate=learning_rate(
                 self._config.training, trip=visit.trip, trips=self._config.snake.trips
             ),
@@ -275,9 +323,10 @@ class Driver:
                 self._emit(VisitProgress(visit=visit.number, step=step, steps=steps, loss=loss))
 
     async def _decide(self, state: Deciding) -> State:
-        visit, report = state.task.visit, state.report
-        verdict = judge(report, self._config.acceptance)
+        visit = state.task.visit
+        verdict = judge(state.report, self._config.acceptance)
         accepted = not isinstance(verdict, Refuse)
+        report = asdict(state.report)
         record = VisitRecord(
             visit=visit.number,
             trip=visit.trip,
@@ -288,16 +337,22 @@ class Driver:
             learning_rate=state.task.learning_rate,
             accepted=accepted,
             reason=verdict.reason if isinstance(verdict, Refuse) else "",
-            **asdict(report),
+            bytes_pulled=state.moved.bytes_pulled,
+            bytes_returned=sum(report.pop("parcel_bytes")),
+            transfers=state.moved.transfers,
+            **report,
             seconds=state.seconds,
             finished_at=time.time(),
         )
         recorder = self._recorder_or_fail()
-        refs = await self._commit(visit, state.refs) if accepted else {}
+        if accepted:
+            await self._accept(state, record)
+        else:
+            self._supply_or_fail().decided(visit, state.task.anchors)
+            await recorder.visit(record, {}, anchors=state.task.anchors)
         self._count_decision(visit, accepted=accepted)
-        await recorder.visit(record, refs)
         if self._evaluation_is_due(visit.number):
-            await recorder.evaluation(visit=visit.number, trip=visit.trip, refs=self._ledger.refs)
+            await recorder.evaluation(visit=visit.number, trip=visit.trip)
         if self._refused_in_a_row > self._config.acceptance.max_refused:
             await recorder.drain()
             raise VisitFailedError(
@@ -307,16 +362,24 @@ class Driver:
             )
         return Scheduling()
 
-    async def _commit(self, visit: Visit, refs: Mapping[int, Ref]) -> Mapping[int, Ref]:
-        """Make a visit's blocks current; return the refs from which they are pulled from now on."""
-        if self._config.transport.mode == "client_server":
-            served = await self._engine.serve(list(refs.values()))
+    async def _accept(self, state: Deciding, record: VisitRecord) -> None:
+        """Make a visit's blocks current, and have them stored and journalled."""
+        visit, anchors, refs = state.task.visit, state.task.anchors, state.refs
+        recorder, supply = self._recorder_or_fail(), self._supply_or_fail()
+        machine, origin = state.machine, record.node_name
+        if machine != self._engine.machine:
+            # Straight on to the next node, or through the driver's side: it goes there once.
+            to_driver = Transfer(source=origin, target=DRIVER, bytes=record.bytes_returned)
+            record = record.model_copy(update={"transfers": (*record.transfers, to_driver)})
+        wholes = None
+        if self._through_driver:
+            bases = [] if anchors is None else [recorder.whole(b, anchors[b]) for b in refs]
+            served, decoded = await self._engine.serve(list(refs.values()), bases)
             refs = dict(zip(refs, served, strict=True))
-        for release in self._ledger.commit(visit.number, refs):
-            node = self._roster.if_up(release.node)
-            if node is not None:
-                node.release(release.block, release.version)
-        return refs
+            wholes = dict(zip(refs, decoded, strict=True))
+            machine, origin = self._engine.machine, DRIVER
+        supply.commit(visit, refs, state.report.parcel_bytes, machine=machine, origin=origin)
+        await recorder.visit(record, refs, anchors=anchors, wholes=wholes)
 
     def _count_decision(self, visit: Visit, *, accepted: bool) -> None:
         if accepted:
@@ -326,9 +389,7 @@ class Driver:
             self._schedule.refused(visit)
 
     async def _finish(self) -> State:
-        recorder = self._recorder_or_fail()
-        await recorder.drain()
-        sha256 = await self._engine.weights_sha256(self._ledger.refs)
+        sha256 = await self._recorder_or_fail().weights_sha256()
         self._emit(RunEnded(weights_sha256=sha256))
         return Finished(weights_sha256=sha256)
 
@@ -344,9 +405,7 @@ class Driver:
             return
         last = journal.visits[-1]
         if not journal.evaluations or journal.evaluations[-1].visit != last.visit:
-            await self._recorder_or_fail().evaluation(
-                visit=last.visit, trip=last.trip, refs=self._ledger.refs
-            )
+            await self._recorder_or_fail().evaluation(visit=last.visit, trip=last.trip)
 
     def _recover(self, reason: str) -> State:
         if self._recoveries_left == 0:
@@ -365,3 +424,12 @@ class Driver:
         if self._recorder is None:
             raise RuntimeError("the driver has not started; step it from Starting")
         return self._recorder
+
+    def _supply_or_fail(self) -> Supply:
+        if self._supply is None:
+            raise RuntimeError("the driver has not started; step it from Starting")
+        return self._supply
+
+    @property
+    def _through_driver(self) -> bool:
+        return self._config.transport.mode == "client_server"

@@ -9,7 +9,9 @@ from ray_snake.config import SnakeConfig
 from ray_snake.engine.profile import profile_blocks
 from ray_snake.engine.stack import BlockStack
 from ray_snake.engine.visit import total_steps
-from ray_snake.layers.ledger import Ledger
+from ray_snake.layers.codec import encoded_nbytes
+from ray_snake.layers.ledger import DRIVER, Ledger, Parcel
+from ray_snake.planning.anchor import make_anchors
 from ray_snake.planning.cost import BlockCost, VisitCost, predict_visit
 from ray_snake.planning.schedule import Schedule
 from ray_snake.planning.span import Visit
@@ -68,8 +70,7 @@ def forecast(
         batch=config.training.batch_size,
     )
     schedule = Schedule(config.snake, nodes=len(nodes), blocks=len(stack), seed=config.seed)
-    ledger: Ledger[None] = Ledger([0] * len(stack), [None] * len(stack))
-    produced: dict[int, dict[int, int]] = {}
+    shipping = _Shipping(config, stack, nodes=len(nodes))
     listed = []
     seconds = 0.0
     while (visit := schedule.next()) is not None:
@@ -85,21 +86,75 @@ def forecast(
         seconds += cost.flops / speed
         if visit.trip > trips:
             continue
-        own = produced.setdefault(visit.node, {})
-        stale = ledger.stale(visit.node)
-        pulled = [block for block in stale if own.get(block) != ledger.versions[block]]
-        ledger.holds(visit.node, stale)
-        ledger.let_go(visit.node, visit.trained)
-        ledger.commit(visit.number, dict.fromkeys(visit.trained))
-        own.update(dict.fromkeys(visit.trained, visit.number))
         listed.append(
             VisitForecast(
                 visit=visit,
                 cost=cost,
                 seconds=cost.flops / speed,
-                bytes_pulled=sum(costs[block].weight_bytes for block in pulled),
+                bytes_pulled=shipping.visit(visit),
             )
         )
     return Forecast(
         blocks=tuple(costs), visits=tuple(listed), run_seconds=seconds, flops_per_second=speed
     )
+
+
+class _Shipping:
+    """What each visit pulls, with every node alone on its machine."""
+
+    def __init__(self, config: SnakeConfig, stack: BlockStack, *, nodes: int) -> None:
+        self._whole_bytes = stack.block_bytes()
+        self._bytes = [
+            encoded_nbytes(stack.tensors(block), config.codec) for block in range(len(stack))
+        ]
+        self._anchors = make_anchors(config.codec, blocks=len(stack), nodes=nodes)
+        versions = [0] * len(stack)
+        self._ledger: Ledger[None] = Ledger(
+            versions,
+            [self._whole(block, 0) for block in range(len(stack))],
+            None if self._anchors is None else versions,
+        )
+
+    def visit(self, visit: Visit) -> int:
+        """Do a visit; return the bytes that its node pulled for it."""
+        ledger, node, machine = self._ledger, visit.node, str(visit.node)
+        anchors = None
+        if self._anchors is not None:
+            anchors = self._anchors.at(visit, ledger.versions)
+            ledger.anchor(anchors)
+            self._anchors.advance(visit, anchors)
+        lacking = ledger.lacks(node, ledger.needs(visit.trained))
+        sources = [ledger.source(node, machine, *one) for one in lacking]
+        parcels = [one for one in sources if one is not None]
+        parcels += ledger.differences(visit.trained)
+        pulled = sum(ledger.deliver(node, machine, one)[0] for one in parcels)
+        ledger.holds(node, lacking)
+        ledger.let_go(node, ledger.used(visit.trained))
+        made = {
+            block: Parcel[None](
+                block=block,
+                version=visit.number,
+                ref=None,
+                bytes=self._bytes[block],
+                origin=machine,
+                base=None if anchors is None else anchors[block],
+                machines={machine},
+                nodes={node},
+            )
+            for block in visit.trained
+        }
+        ledger.commit(visit.number, made)
+        if anchors is not None:
+            for block in visit.trained:
+                ledger.add(self._whole(block, visit.number))
+        return pulled
+
+    def _whole(self, block: int, version: int) -> Parcel[None]:
+        return Parcel(
+            block=block,
+            version=version,
+            ref=None,
+            bytes=self._whole_bytes[block],
+            origin=DRIVER,
+            machines={DRIVER},
+        )

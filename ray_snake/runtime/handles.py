@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ray_snake.runtime.journal import BlockRecord
-from ray_snake.runtime.messages import EvaluationReport, VisitReport, VisitTask
+from ray_snake.runtime.messages import Delivery, EvaluationReport, VisitReport, VisitTask
 
 Ref = Any
 """A block version somewhere: an `ObjectRef`, or whatever a test passes on in its place."""
@@ -24,14 +24,18 @@ class BlocksLostError(Exception):
 class NodeHandle(Protocol):
     """One node."""
 
+    @property
+    def machine(self) -> str:
+        """The machine it is on: nodes with the same one share an object store."""
+
     async def visit(
-        self, task: VisitTask, refs: Mapping[int, Ref]
-    ) -> tuple[VisitReport, dict[int, Ref]]:
-        """Train; return the report and the refs of the trained blocks.
+        self, task: VisitTask, deliveries: Sequence[Delivery]
+    ) -> tuple[VisitReport, Mapping[int, Ref]]:
+        """Train; return the report and the refs of the trained blocks as they travel.
 
         Args:
             task: What to do.
-            refs: The block versions that the node lacks, by block.
+            deliveries: The block versions that the node lacks; differences of trained blocks only.
 
         Raises:
             ProcessLostError: If the node died on the way.
@@ -39,8 +43,11 @@ class NodeHandle(Protocol):
             SnakeError: If the visit can't be done at all.
         """
 
-    async def prefetch(self, refs: Mapping[int, Ref]) -> None:
-        """Pull block versions ahead of the node's next visit; return when it holds them.
+    async def fetch(self, deliveries: Sequence[Delivery]) -> list[Ref]:
+        """Have block versions pulled ahead of a visit; return when they are there.
+
+        The node holds those that came whole. Of differences it makes whole versions, and returns
+        their refs in the order given: objects in the store of its machine, for all nodes there.
 
         Raises:
             ProcessLostError: If the node died on the way.
@@ -83,6 +90,10 @@ class NodeLauncher(Protocol):
 class EngineHandle(Protocol):
     """The process engine. Each method raises ProcessLostError if its process died."""
 
+    @property
+    def machine(self) -> str:
+        """The machine it is on: the driver's."""
+
     async def start(self) -> None:
         """Start the process, anew if it had died."""
 
@@ -90,13 +101,27 @@ class EngineHandle(Protocol):
         """Return version 0 of every block."""
 
     async def restore(self, blocks: Sequence[BlockRecord]) -> list[Ref]:
-        """Return stored block versions; every other stored version of a block is deleted."""
+        """Return stored block versions; all other stored versions of these blocks are deleted."""
 
-    async def serve(self, refs: Sequence[Ref]) -> list[Ref]:
-        """Pull block versions, check them, and return refs from which nodes pull them here.
+    async def serve(self, refs: Sequence[Ref], bases: Sequence[Ref]) -> tuple[list[Ref], list[Ref]]:
+        """Pull trained blocks and check them.
+
+        Args:
+            refs: The blocks as they travel.
+            bases: The whole versions that they are the difference from; empty for whole ones.
+
+        Returns:
+            Refs from which nodes pull the same objects here, and refs of the blocks whole.
 
         Raises:
             VisitFailedError: If a block has other shapes than the network's.
+            BlocksLostError: If a block could not be pulled any more.
+        """
+
+    async def decode(self, refs: Sequence[Ref], bases: Sequence[Ref]) -> list[Ref]:
+        """Pull differences from these bases; return refs of the blocks whole.
+
+        Raises:
             BlocksLostError: If a block could not be pulled any more.
         """
 

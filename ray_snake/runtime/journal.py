@@ -53,6 +53,20 @@ class StartRecord(Record):
     finished_at: float
 
 
+class Transfer(Record):
+    """Blocks that went from one machine to another.
+
+    Attributes:
+        source: The node that made them, or `driver`: the driver's side.
+        target: The node that pulled them, or `driver`.
+        bytes: Bytes of their arrays as they travelled.
+    """
+
+    source: str
+    target: str
+    bytes: int
+
+
 class VisitRecord(Record):
     """One decided visit. Losses are means over samples; bytes count arrays; times are seconds.
 
@@ -72,8 +86,10 @@ class VisitRecord(Record):
         first_loss: The same over the first epoch.
         accuracy: Training accuracy over the last epoch; none where labels are not classes.
         update_norm: L2 norm of the change to the trained weights.
-        bytes_pulled: Bytes of the block versions that the node lacked.
-        bytes_returned: Bytes of the block versions that it returned.
+        bytes_pulled: Bytes of the block versions that the node lacked, as they travel; to a node
+            that is alone on its machine.
+        bytes_returned: Bytes of the block versions that it returned, as they travel.
+        transfers: What went between machines for it: to the node, and from it to the driver's side.
         pull_seconds: Getting those blocks and loading them into the network.
         train_seconds: From the first batch, of the prefix or else of training, to the last step.
         seconds: From sending the visit to its decision, as the driver sees it.
@@ -99,6 +115,7 @@ class VisitRecord(Record):
     update_norm: float
     bytes_pulled: int
     bytes_returned: int
+    transfers: tuple[Transfer, ...] = ()
     pull_seconds: float
     train_seconds: float
     seconds: float
@@ -149,6 +166,7 @@ class Journal:
         self._storage = storage
         self._records: list[JournalRecord] = []
         self._current: dict[int, BlockRecord] = {}
+        self._blocks: dict[tuple[int, int], BlockRecord] = {}
         for record in read_records(storage):
             self._take(record)
 
@@ -172,6 +190,14 @@ class Journal:
         """Return the current version of every block, in block order; [] for an empty journal."""
         return [self._current[block] for block in sorted(self._current)]
 
+    def current_version(self, block: int) -> int:
+        """Return the current version of a block."""
+        return self._current[block].version
+
+    def block(self, block: int, version: int) -> BlockRecord:
+        """Return the record of a block version that some visit produced."""
+        return self._blocks[block, version]
+
     def append(self, record: JournalRecord) -> None:
         """Add a record; when this returns, it is on storage.
 
@@ -188,6 +214,7 @@ class Journal:
         self._records.append(record)
         if not isinstance(record, EvaluationRecord):
             self._current.update((block.block, block) for block in record.blocks)
+            self._blocks.update(((one.block, one.version), one) for one in record.blocks)
 
 
 def read_records(storage: Storage, first: int = 0) -> list[JournalRecord]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any, TypeVar
 
 import ray
@@ -20,9 +20,14 @@ from ray_snake.config import NodesConfig
 from ray_snake.data import ShardSource
 from ray_snake.errors import NodeFailedError, SnakeError, VisitFailedError
 from ray_snake.runtime.actors import AnyRef, BlockRef, SnakeEngine, SnakeNode
-from ray_snake.runtime.handles import BlocksLostError, ProcessLostError, StartedNode
+from ray_snake.runtime.handles import (
+    BlocksLostError,
+    ProcessLostError,
+    StartedNode,
+)
 from ray_snake.runtime.journal import BlockRecord
 from ray_snake.runtime.messages import (
+    Delivery,
     EvaluationReport,
     NodeSpec,
     VisitReport,
@@ -42,7 +47,7 @@ def node_options(nodes: NodesConfig, gpus: float) -> dict[str, Any]:
         "num_gpus": gpus,
         "max_restarts": 0,
         "max_task_retries": 0,
-        "concurrency_groups": {"control": 2, "prefetch": 1},
+        "concurrency_groups": {"control": 2, "fetch": 1},
         "scheduling_strategy": "SPREAD",
     }
     if nodes.memory_bytes:
@@ -98,30 +103,48 @@ def _first_line(error: BaseException) -> str:
 
 
 class RayNode:
-    """A node in its actor."""
+    """A node in its actor.
 
-    def __init__(self, actor: Any, node: int, name: str) -> None:  # noqa: ANN401 - actor handle
+    Args:
+        actor: The actor's handle.
+        machine: Ray's id of its machine.
+        node: The node's number.
+        name: Its name, for errors.
+    """
+
+    def __init__(
+        self,
+        actor: Any,  # noqa: ANN401 - actor handle
+        *,
+        machine: str,
+        node: int,
+        name: str,
+    ) -> None:
+        self.machine = machine
         self._actor = actor
         self._node = node
         self._name = f"node {name}"
 
     async def visit(
-        self, task: VisitTask, refs: Mapping[int, BlockRef]
+        self, task: VisitTask, deliveries: Sequence[Delivery]
     ) -> tuple[VisitReport, dict[int, BlockRef]]:
         """Train; the blocks stay where they were trained, only their refs come back."""
         trained = task.visit.trained
-        report, *blocks = self._actor.visit.options(num_returns=1 + len(trained)).remote(
-            self._node, task, {block: [ref] for block, ref in refs.items()}
+        report, *refs = self._actor.visit.options(num_returns=1 + len(trained)).remote(
+            self._node, task, list(deliveries)
         )
         answer: VisitReport = await _answer(report, f"{self._name} on visit {task.visit.number}")
-        return answer, dict(zip(trained, blocks, strict=True))
+        return answer, dict(zip(trained, refs, strict=True))
 
-    async def prefetch(self, refs: Mapping[int, BlockRef]) -> None:
-        """Pull block versions ahead of the node's next visit."""
-        await _answer(
-            self._actor.prefetch.remote(self._node, {block: [ref] for block, ref in refs.items()}),
-            f"{self._name} while it prefetched",
+    async def fetch(self, deliveries: Sequence[Delivery]) -> list[BlockRef]:
+        """Have block versions pulled ahead of a visit."""
+        decoded = sum(one.base is not None for one in deliveries)
+        returned = self._actor.fetch.options(num_returns=1 + decoded).remote(
+            self._node, list(deliveries)
         )
+        done, *refs = returned if decoded else [returned]
+        await _answer(done, f"{self._name} while it fetched")
+        return list(refs)
 
     async def progress(self) -> tuple[int, int, float] | None:
         """Ask how far the visit is; a late answer is no answer."""
@@ -170,11 +193,19 @@ class RayNodeLauncher:
         actor = self._actor_class.remote(specs, self._recipe)
         self._actors[group] = actor
         names = {node: spec.name for node, spec in specs.items()}
-        samples: dict[int, int] = await _answer(
+        machine, samples = await _answer(
             actor.open.remote(), f"node {', '.join(names.values())} while it started"
         )
         return {
-            node: StartedNode(handle=RayNode(actor, node, names[node]), samples=samples[node])
+            node: StartedNode(
+                handle=RayNode(
+                    actor,
+                    machine=machine,
+                    node=node,
+                    name=names[node],
+                ),
+                samples=samples[node],
+            )
             for node in group
         }
 
@@ -216,6 +247,7 @@ class RayEngine:
         )
         self._actor: Any = None
         self._blocks = blocks
+        self.machine = str(ray.get_runtime_context().get_node_id())
 
     async def start(self) -> None:
         """Start the actor, anew if it had died; calls wait until it is up."""
@@ -224,19 +256,26 @@ class RayEngine:
 
     async def initial(self) -> list[BlockRef]:
         """Return version 0 of every block."""
-        return self._several(self._actor.initial.options(num_returns=self._blocks).remote())
+        return _several(self._actor.initial, self._blocks)
 
     async def restore(self, blocks: Sequence[BlockRecord]) -> list[BlockRef]:
         """Return stored block versions."""
-        return self._several(
-            self._actor.restore.options(num_returns=self._blocks).remote(list(blocks))
-        )
+        return _several(self._actor.restore, len(blocks), list(blocks))
 
-    async def serve(self, refs: Sequence[BlockRef]) -> list[BlockRef]:
+    async def serve(
+        self, refs: Sequence[BlockRef], bases: Sequence[BlockRef]
+    ) -> tuple[list[BlockRef], list[BlockRef]]:
         """Pull blocks to the driver's side; nodes then pull them from there."""
-        returned = self._actor.serve.options(num_returns=1 + len(refs)).remote(list(refs))
-        await self._call(returned[0])
-        return list(returned[1:])
+        done, *returned = _several(
+            self._actor.serve, 1 + len(refs) + len(bases), list(refs), list(bases)
+        )
+        await self._call(done)
+        served = returned[: len(refs)]
+        return served, returned[len(refs) :] or served
+
+    async def decode(self, refs: Sequence[BlockRef], bases: Sequence[BlockRef]) -> list[BlockRef]:
+        """Pull differences; return the blocks whole."""
+        return _several(self._actor.decode, len(refs), list(refs), list(bases))
 
     async def store(self, refs: Sequence[BlockRef]) -> tuple[BlockRecord, ...]:
         """Write block versions to storage."""
@@ -263,9 +302,12 @@ class RayEngine:
             return False
         return True
 
-    def _several(self, returned: Any) -> list[BlockRef]:  # noqa: ANN401 - one ref or a list
-        return [returned] if self._blocks == 1 else list(returned)
-
     @staticmethod
     async def _call(ref: Any) -> Any:  # noqa: ANN401 - what the actor's method returns
         return await _answer(ref, "the process engine")
+
+
+def _several(method: Any, count: int, *arguments: Any) -> list[AnyRef]:  # noqa: ANN401 - Ray's
+    """Call an actor's method that returns `count` objects."""
+    returned = method.options(num_returns=count).remote(*arguments)
+    return [returned] if count == 1 else list(returned)

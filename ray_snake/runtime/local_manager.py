@@ -7,11 +7,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 
 import torch
+from torch import Tensor
 
 from ray_snake.data import NodeDataset
 from ray_snake.engine.stack import BlockStack
 from ray_snake.engine.visit import VisitControl, train_visit
-from ray_snake.layers.state import LayerState
+from ray_snake.layers.codec import decode, encode
+from ray_snake.layers.state import BlockDelta, LayerState
 from ray_snake.layers.tensors import pack, unpack
 from ray_snake.runtime.messages import NodeSpec, VisitReport, VisitTask
 from ray_snake.runtime.recipe import Recipe
@@ -36,9 +38,7 @@ class LocalManager:
         self._recipe = recipe
         self._stack = stack
         self._device = device
-        self._held: dict[int, LayerState] = {}
-        self._produced: dict[int, int] = {}
-        self._bytes_pulled = 0
+        self._held: dict[tuple[int, int], LayerState] = {}
         self._shard = NodeDataset.open(spec.source)
         self._shard.check(spec.classes)
         self._objective = recipe.objective(
@@ -53,22 +53,26 @@ class LocalManager:
     def visit(
         self,
         task: VisitTask,
-        pulled: Mapping[int, LayerState],
+        pulled: Iterable[LayerState | BlockDelta],
         pull_seconds: float,
         control: VisitControl,
-    ) -> tuple[VisitReport, list[LayerState]]:
-        """Train the visit's blocks; return what happened and their new versions, ascending.
+    ) -> tuple[VisitReport, list[LayerState | BlockDelta]]:
+        """Train the visit's blocks; return what happened and their new versions as they travel.
 
         Args:
             task: What to do.
-            pulled: Current versions of the blocks that this node lacked.
-            pull_seconds: How long getting them took.
+            pulled: What this node lacked: whole versions, and trained blocks' differences.
+            pull_seconds: How long getting all that took.
             control: For progress and stopping.
         """
         started = time.perf_counter()
-        self._take(pulled.values())
-        bytes_pulled, self._bytes_pulled = self._bytes_pulled, 0
-        self._load(task)
+        deltas = {}
+        for one in pulled:
+            if isinstance(one, BlockDelta):
+                deltas[one.block] = one
+            else:
+                self.hold(one)
+        self._load(task, deltas)
         load_seconds = time.perf_counter() - started
         config = self._recipe.config
         try:
@@ -84,50 +88,68 @@ class LocalManager:
                 device=self._device,
                 control=control,
             )
-            states = [
-                pack(block, task.visit.number, self._stack.tensors(block))
-                for block in task.visit.trained
-            ]
+            trained = {block: self._stack.tensors(block) for block in task.visit.trained}
         finally:
             self._unload()
-        for state in states:
-            # Only what this visit started from: a prefetch may have brought something newer.
-            self.release(state.block, task.versions[state.block])
-            self._produced[state.block] = state.version
+        parcels = [self._parcel(task, block, tensors) for block, tensors in trained.items()]
+        for block in trained:
+            # Only what this visit started from: a fetch may have brought something newer.
+            if task.anchors is None or task.anchors[block] != task.versions[block]:
+                self.release(block, task.versions[block])
         report = VisitReport(
             **asdict(outcome),
-            bytes_pulled=bytes_pulled,
-            bytes_returned=sum(state.nbytes for state in states),
+            parcel_bytes=tuple(parcel.nbytes for parcel in parcels),
             pull_seconds=pull_seconds + load_seconds,
         )
-        return report, states
+        return report, parcels
 
-    def prefetch(self, states: Iterable[LayerState]) -> None:
-        """Keep block versions for the next visit; their bytes count towards it."""
-        self._take(states)
+    def hold(self, state: LayerState) -> None:
+        """Keep a whole block version for visits to come."""
+        self._held[state.block, state.version] = state
+
+    def decode(self, delta: BlockDelta) -> LayerState:
+        """Return the version that a difference from one that the node holds stands for."""
+        base = unpack(self._holding(delta.block, delta.base))
+        return pack(delta.block, delta.version, decode(delta, base, self._recipe.config.codec))
 
     def release(self, block: int, version: int) -> None:
         """Let go of a superseded block version, so that the object store can free it."""
-        held = self._held.get(block)
-        if held is not None and held.version == version:
-            del self._held[block]
+        self._held.pop((block, version), None)
 
-    def _take(self, states: Iterable[LayerState]) -> None:
-        for state in states:
-            if self._produced.get(state.block) != state.version:
-                self._bytes_pulled += state.nbytes
-            self._held[state.block] = state
+    def _parcel(
+        self, task: VisitTask, block: int, tensors: Mapping[str, Tensor]
+    ) -> LayerState | BlockDelta:
+        """Return a trained block as it travels."""
+        if task.anchors is None:
+            return pack(block, task.visit.number, tensors)
+        anchor = task.anchors[block]
+        return encode(
+            block,
+            task.visit.number,
+            {name: tensor.detach().cpu() for name, tensor in tensors.items()},
+            base=unpack(self._holding(block, anchor)),
+            base_version=anchor,
+            config=self._recipe.config.codec,
+            seed=task.seed,
+        )
 
-    def _load(self, task: VisitTask) -> None:
+    def _load(self, task: VisitTask, deltas: Mapping[int, BlockDelta]) -> None:
         for block, version in enumerate(task.versions):
-            state = self._held.get(block)
-            if state is None or state.version != version:
-                have = "nothing" if state is None else f"version {state.version}"
-                raise RuntimeError(
-                    f"visit {task.visit.number} needs version {version} of block {block}; "
-                    f"the node holds {have}"
-                )
+            # A difference is only sent for a block that this visit trains: what it is decoded to
+            # is the node's own.
+            delta = deltas.get(block)
+            state = self._holding(block, version) if delta is None else self.decode(delta)
             self._stack.load(block, unpack(state, self._device), trainable=False)
+
+    def _holding(self, block: int, version: int) -> LayerState:
+        state = self._held.get((block, version))
+        if state is None:
+            held = [str(other) for one, other in self._held if one == block]
+            raise RuntimeError(
+                f"version {version} of block {block} is needed; the node holds "
+                f"{', '.join(held) or 'none'}"
+            )
+        return state
 
     def _unload(self) -> None:
         for block in range(len(self._stack)):

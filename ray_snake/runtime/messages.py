@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from ray_snake.data import ShardSource
 from ray_snake.planning.span import Visit
@@ -46,25 +47,48 @@ class BlockTable:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Delivery:
+    """A block version on its way to a node.
+
+    Attributes:
+        block: The block's number.
+        version: The version.
+        base: The version that the object is the difference from; none: the version whole.
+        ref: Leads to the object. Ray fetches no ref within a message.
+    """
+
+    block: int
+    version: int
+    base: int | None
+    ref: Any
+
+
+@dataclass(frozen=True, kw_only=True)
 class VisitTask:
     """All that decides a visit's result, beside the node's own rows.
 
     Attributes:
         visit: The visit.
         versions: The version of each block that it starts from, in block order.
+        anchors: The version of each block that the result is encoded against, in block order;
+            none: trained blocks travel whole.
         learning_rate: Of every step.
         seed: Of every draw.
     """
 
     visit: Visit
     versions: tuple[int, ...]
+    anchors: tuple[int, ...] | None
     learning_rate: float
     seed: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class VisitReport:
-    """Scalars that leave the node with the trained blocks; see `VisitRecord` for their meaning."""
+    """Scalars that leave the node with the trained blocks; see `VisitRecord` for their meaning.
+
+    `parcel_bytes` are those of each trained block as it travels, ascending by block.
+    """
 
     samples: int
     steps: int
@@ -73,8 +97,7 @@ class VisitReport:
     accuracy: float | None
     update_norm: float
     finite: bool
-    bytes_pulled: int
-    bytes_returned: int
+    parcel_bytes: tuple[int, ...]
     pull_seconds: float
     train_seconds: float
 

@@ -11,8 +11,9 @@ from ray_snake.data import NodeDataset, ShardSource
 from ray_snake.engine.evaluate import evaluate
 from ray_snake.engine.objective import TaskLoss
 from ray_snake.errors import VisitFailedError
+from ray_snake.layers.codec import decode
 from ray_snake.layers.files import BlockFiles
-from ray_snake.layers.state import LayerState, weights_sha256
+from ray_snake.layers.state import BlockDelta, LayerState, weights_sha256
 from ray_snake.layers.tensors import pack, unpack
 from ray_snake.runtime.journal import BlockRecord
 from ray_snake.runtime.messages import EvaluationReport
@@ -52,15 +53,28 @@ class ProcessEngine:
     def restore(self, blocks: Sequence[BlockRecord]) -> list[LayerState]:
         """Return stored block versions, checked against their checksums.
 
-        Versions that an interrupted run left beside them are deleted.
+        All other stored versions of these blocks are deleted.
 
         Raises:
             CheckpointError: If one is missing or damaged.
         """
         states = [self._files.read(one.block, one.version, one.checksum) for one in blocks]
-        for one in blocks:
-            self._files.keep_only(one.block, one.version)
+        for block in {one.block for one in blocks}:
+            self._files.keep_only(block, {one.version for one in blocks if one.block == block})
         return states
+
+    def decode(self, deltas: Sequence[BlockDelta], bases: Sequence[LayerState]) -> list[LayerState]:
+        """Return the versions that differences stand for.
+
+        Args:
+            deltas: The differences.
+            bases: The version that each is the difference from.
+        """
+        codec = self._recipe.config.codec
+        return [
+            pack(delta.block, delta.version, decode(delta, unpack(base), codec))
+            for delta, base in zip(deltas, bases, strict=True)
+        ]
 
     def store(self, states: Sequence[LayerState]) -> tuple[BlockRecord, ...]:
         """Check block versions against the network and write them to storage.

@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
+from ray_snake.layers.ledger import BlockVersion
 from ray_snake.runtime.events import Evaluated, Event, VisitDecided
 from ray_snake.runtime.handles import EngineHandle, Ref
 from ray_snake.runtime.journal import EvaluationRecord, Journal, StartRecord, VisitRecord
@@ -18,10 +19,15 @@ from ray_snake.runtime.journal import EvaluationRecord, Journal, StartRecord, Vi
 class Recorder:
     """Stores, journals and judges in the background, one thing after another.
 
+    It keeps the whole blocks at the driver's side: the current ones, and those that others are the
+    difference from.
+
     Args:
         engine: Writes blocks and judges models.
         journal: The run's journal.
         emit: Told what the journal has.
+        wholes: The whole blocks that are there already, by block and version.
+        on_whole: Told (block, version, ref) of each that was decoded since.
         backlog: How many things may wait before `add` waits too.
     """
 
@@ -31,51 +37,98 @@ class Recorder:
         engine: EngineHandle,
         journal: Journal,
         emit: Callable[[Event], None],
+        wholes: Mapping[BlockVersion, Ref],
+        on_whole: Callable[[int, int, Ref], None],
         backlog: int = 4,
     ) -> None:
         self._engine = engine
         self._journal = journal
         self._emit = emit
+        self._wholes = dict(wholes)
+        self._on_whole = on_whole
         self._backlog = backlog
         self._pending: list[asyncio.Task[None]] = []
         self._writing: asyncio.Future[None] | None = None
 
-    async def start(self, refs: Sequence[Ref]) -> None:
+    async def start(self) -> None:
         """Store the initial weights; the journal's first record says so."""
 
         async def work() -> None:
-            blocks = await self._engine.store(refs)
+            blocks = await self._engine.store(list(self._wholes.values()))
             await self._append(StartRecord(blocks=blocks, finished_at=time.time()))
 
         await self._add(work)
 
-    async def visit(self, record: VisitRecord, refs: Mapping[int, Ref]) -> None:
+    def whole(self, block: int, version: int) -> Ref:
+        """Return the ref of a whole block at the driver's side."""
+        return self._wholes[block, version]
+
+    async def visit(
+        self,
+        record: VisitRecord,
+        refs: Mapping[int, Ref],
+        *,
+        anchors: Sequence[int] | None,
+        wholes: Mapping[int, Ref] | None = None,
+    ) -> None:
         """Store an accepted visit's blocks and journal it; a refused one is only journalled.
 
         Args:
             record: The decision, its `blocks` still empty.
-            refs: The blocks that the visit produced, by block; empty for a refused one.
+            refs: The blocks that the visit produced as they travel, by block; empty for a refused
+                one.
+            anchors: What they are the difference from, in block order; none: they are whole.
+            wholes: Them whole, by block, where the driver's side has decoded them already.
         """
+        if wholes is not None:
+            # The next visit's results may be the difference from them.
+            self._keep(record.visit, refs, wholes)
 
         async def work() -> None:
-            superseded = [
-                (one.block, one.version)
-                for one in self._journal.current_blocks()
-                if one.block in refs
-            ]
-            blocks = await self._engine.store(list(refs.values())) if refs else ()
+            made = wholes or await self._decoded(record.visit, refs, anchors)
+            blocks = await self._engine.store(list(made.values())) if made else ()
             complete = record.model_copy(update={"blocks": blocks})
             await self._append(complete)
             self._emit(VisitDecided(record=complete))
-            await self._engine.discard(superseded)
+            await self._discard(anchors)
 
         await self._add(work)
 
-    async def evaluation(self, *, visit: int, trip: int, refs: Sequence[Ref]) -> None:
-        """Judge the model after a visit and journal the result."""
+    async def _decoded(
+        self, visit: int, refs: Mapping[int, Ref], anchors: Sequence[int] | None
+    ) -> Mapping[int, Ref]:
+        """Return a visit's blocks whole, by block, and keep them."""
+        wholes = refs
+        if anchors is not None and refs:
+            bases = [self._wholes[block, anchors[block]] for block in refs]
+            decoded = await self._engine.decode(list(refs.values()), bases)
+            wholes = dict(zip(refs, decoded, strict=True))
+        self._keep(visit, refs, wholes)
+        return wholes
+
+    def _keep(self, visit: int, refs: Mapping[int, Ref], wholes: Mapping[int, Ref]) -> None:
+        for block, ref in wholes.items():
+            self._wholes[block, visit] = ref
+            if ref is not refs[block]:
+                self._on_whole(block, visit, ref)
+
+    async def _discard(self, anchors: Sequence[int] | None) -> None:
+        """Drop what is neither current any more nor an anchor, and delete its files."""
+        superseded = [
+            (block, version)
+            for block, version in self._wholes
+            if version < self._journal.current_version(block)
+            and not (anchors and anchors[block] == version)
+        ]
+        for one in superseded:
+            del self._wholes[one]
+        await self._engine.discard(superseded)
+
+    async def evaluation(self, *, visit: int, trip: int) -> None:
+        """Judge the model after the last visit so far and journal the result."""
 
         async def work() -> None:
-            report = await self._engine.evaluate(refs)
+            report = await self._engine.evaluate(self._current())
             record = EvaluationRecord(
                 visit=visit,
                 trip=trip,
@@ -89,6 +142,14 @@ class Recorder:
             self._emit(Evaluated(record=record))
 
         await self._add(work)
+
+    async def weights_sha256(self) -> str:
+        """Return SHA-256 over all blocks (hexadecimal) once all so far is on storage."""
+        await self.drain()
+        return await self._engine.weights_sha256(self._current())
+
+    def _current(self) -> list[Ref]:
+        return [self._wholes[one.block, one.version] for one in self._journal.current_blocks()]
 
     def raise_failure(self) -> None:
         """Raise what kept the recorder from going on, if anything did."""

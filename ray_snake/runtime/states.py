@@ -9,6 +9,7 @@ from typing import Any
 from ray_snake.errors import SnakeError
 from ray_snake.planning.span import Visit
 from ray_snake.runtime.messages import VisitReport, VisitTask
+from ray_snake.runtime.supply import Moved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,8 @@ class Deciding:
     task: VisitTask
     report: VisitReport
     refs: Mapping[int, Any] = field(repr=False)
+    moved: Moved
+    machine: str
     seconds: float
 
 

@@ -1,0 +1,278 @@
+"""The supply: sees to it that a node has what its visit needs, and that nothing travels twice."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ray_snake.layers.ledger import DRIVER, BlockVersion, Ledger, Parcel, Release
+from ray_snake.planning.anchor import Anchors
+from ray_snake.planning.span import Visit
+from ray_snake.runtime.handles import (
+    BlocksLostError,
+    NodeHandle,
+    ProcessLostError,
+    Ref,
+)
+from ray_snake.runtime.journal import Transfer
+from ray_snake.runtime.messages import Delivery
+from ray_snake.runtime.roster import Roster
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moved:
+    """What moved to a node for a visit, what was fetched ahead included.
+
+    Attributes:
+        bytes_pulled: Bytes to a node that is alone on its machine.
+        transfers: What went between machines: nothing that the node's machine had already.
+    """
+
+    bytes_pulled: int
+    transfers: tuple[Transfer, ...]
+
+
+class Supply:
+    """Decides what travels to a node in which form, has it fetched ahead, and keeps the ledger.
+
+    Args:
+        names: The nodes' names, by number.
+        block_bytes: Bytes of each whole block, in block order.
+        anchors: Decides what blocks are encoded against; none: they travel whole.
+        ledger: Who has what.
+        roster: The nodes.
+        recorded: Returns when all accepted blocks are at the driver's side too.
+        timeout: Seconds that fetching ahead may take.
+        through_driver: Whether nodes pull from the driver's side alone.
+    """
+
+    def __init__(
+        self,
+        *,
+        names: Sequence[str],
+        block_bytes: Sequence[int],
+        anchors: Anchors | None,
+        ledger: Ledger[Ref],
+        roster: Roster,
+        recorded: Callable[[], Awaitable[None]],
+        timeout: float,
+        through_driver: bool,
+    ) -> None:
+        self._names = names
+        self._block_bytes = block_bytes
+        self._anchors = anchors
+        self._ledger = ledger
+        self._roster = roster
+        self._recorded = recorded
+        self._timeout = timeout
+        self._through_driver = through_driver
+        self._ahead: asyncio.Task[None] | None = None
+        self._bytes_pulled: dict[int, int] = {}
+        self._transfers: dict[int, list[Transfer]] = {}
+
+    @property
+    def versions(self) -> tuple[int, ...]:
+        """Current version of each block, in block order."""
+        return self._ledger.versions
+
+    def anchors(self, visit: Visit) -> tuple[int, ...] | None:
+        """Return what a visit's results are encoded against, in block order; none: nothing."""
+        return None if self._anchors is None else self._anchors.at(visit, self._ledger.versions)
+
+    async def ship(self, visit: Visit, handle: NodeHandle) -> tuple[Delivery, ...]:
+        """Return what a visit's node is to be sent with it, after it fetched what it can't be.
+
+        That is, what is only made whole on its machine.
+
+        Raises:
+            ProcessLostError: If the node died on the way.
+            BlocksLostError: If a block could not be pulled any more.
+        """
+        if self._ahead is not None:
+            # So that nothing is pulled twice.
+            await self._ahead
+        anchors = self.anchors(visit)
+        if anchors is not None:
+            self._ledger.anchor(anchors)
+        node = visit.node
+        needed = self._ledger.needs(visit.trained)
+        await self._fetch(node, handle, self._ledger.lacks(node, needed), decoded_only=True)
+        parcels = [
+            await self._source(node, handle, one) for one in self._ledger.lacks(node, needed)
+        ]
+        parcels += self._ledger.differences(visit.trained)
+        for parcel in parcels:
+            self._count(node, handle, parcel)
+        return tuple(_delivery(one) for one in parcels)
+
+    def fetch_ahead(self, running: Visit, following: Visit | None) -> None:
+        """While a visit runs, have the next one's node fetch what the running one can't change."""
+        if following is None or following.node == running.node:
+            return
+        handle = self._roster.if_up(following.node)
+        if handle is None:
+            return
+        anchors = self.anchors(following)
+        lacking = self._ledger.lacks(following.node, self._ledger.needs(following.trained, anchors))
+        # Within a trip anchors stay, so a block that both train is encoded against the same one.
+        kept = set(following.trained) if anchors and following.trip == running.trip else set()
+        changing = set(running.trained) - kept
+        self._ahead = asyncio.create_task(
+            self._fetch_quietly(
+                following.node, handle, [one for one in lacking if one[0] not in changing]
+            )
+        )
+
+    def returned(self, visit: Visit, deliveries: Sequence[Delivery]) -> Moved:
+        """Note that a visit came back: its node holds what it was sent whole."""
+        whole = [(one.block, one.version) for one in deliveries if one.base is None]
+        self._hold(visit.node, whole)
+        self._ledger.let_go(visit.node, self._ledger.used(visit.trained))
+        return Moved(
+            bytes_pulled=self._bytes_pulled.pop(visit.node, 0),
+            transfers=tuple(self._transfers.pop(visit.node, ())),
+        )
+
+    def decided(self, visit: Visit, anchors: tuple[int, ...] | None) -> None:
+        """Note that a visit was accepted or refused, with the anchors that it had."""
+        if self._anchors is not None and anchors is not None:
+            self._anchors.advance(visit, anchors)
+
+    def commit(
+        self,
+        visit: Visit,
+        refs: Mapping[int, Ref],
+        parcel_bytes: Sequence[int],
+        *,
+        machine: str,
+        origin: str,
+    ) -> None:
+        """Make a visit's results current.
+
+        Args:
+            visit: The visit.
+            refs: Where its blocks are pulled from, by block.
+            parcel_bytes: Bytes of each as it travels, in the same order.
+            machine: The machine where that is.
+            origin: Name of whoever serves them: the node, or the driver's side.
+        """
+        anchors = self.anchors(visit)
+        parcels = {
+            block: Parcel(
+                block=block,
+                version=visit.number,
+                ref=ref,
+                bytes=size,
+                base=None if anchors is None else anchors[block],
+                origin=origin,
+                machines={machine},
+                nodes={visit.node},
+            )
+            for (block, ref), size in zip(refs.items(), parcel_bytes, strict=True)
+        }
+        self.decided(visit, anchors)
+        self._release(self._ledger.commit(visit.number, parcels))
+
+    def add_whole(self, block: int, version: int, ref: Ref, *, machine: str) -> None:
+        """Note that a version is at the driver's side whole."""
+        self._ledger.add(self._whole(block, version, ref, machine=machine, origin=DRIVER, nodes=()))
+
+    def lost(self, nodes: Iterable[int]) -> None:
+        """Note that nodes hold nothing any more: their process was started again."""
+        for node in nodes:
+            self._ledger.forget(node)
+
+    def close(self) -> None:
+        """Drop what is being fetched ahead."""
+        if self._ahead is not None:
+            self._ahead.cancel()
+            self._ahead = None
+
+    async def _fetch_quietly(
+        self, node: int, handle: NodeHandle, versions: Sequence[BlockVersion]
+    ) -> None:
+        # Whatever fails here is met again, and dealt with, when the node is visited.
+        with contextlib.suppress(ProcessLostError, BlocksLostError, asyncio.TimeoutError):
+            await asyncio.wait_for(self._fetch(node, handle, versions), self._timeout)
+
+    async def _fetch(
+        self,
+        node: int,
+        handle: NodeHandle,
+        versions: Sequence[BlockVersion],
+        *,
+        decoded_only: bool = False,
+    ) -> None:
+        """Have a node pull versions, and make those whole that come as differences."""
+        parcels = [await self._source(node, handle, one) for one in versions]
+        parcels = [one for one in parcels if one.base is not None or not decoded_only]
+        if not parcels:
+            return
+        decoded = await handle.fetch([_delivery(one) for one in parcels])
+        # The node may have been lost, and the ledger told so, while the answer was on its way.
+        if self._roster.if_up(node) is not handle:
+            return
+        for parcel in parcels:
+            self._count(node, handle, parcel)
+        differences = [one for one in parcels if one.base is not None]
+        for parcel, ref in zip(differences, decoded, strict=True):
+            self._ledger.add(
+                self._whole(
+                    parcel.block,
+                    parcel.version,
+                    ref,
+                    machine=handle.machine,
+                    origin=self._names[node],
+                    nodes={node},
+                )
+            )
+        self._hold(node, [(one.block, one.version) for one in parcels if one.base is None])
+
+    async def _source(self, node: int, handle: NodeHandle, one: BlockVersion) -> Parcel[Ref]:
+        parcel = self._ledger.source(node, handle.machine, *one)
+        if parcel is None:
+            # All there is so far is a difference from a version that the node never had.
+            await self._recorded()
+            parcel = self._ledger.source(node, handle.machine, *one)
+        if parcel is None:
+            raise BlocksLostError(f"there is no whole copy of version {one[1]} of block {one[0]}")
+        return parcel
+
+    def _count(self, node: int, handle: NodeHandle, parcel: Parcel[Ref]) -> None:
+        """Note that a parcel goes to a node, and what that moves."""
+        apart, crossing = self._ledger.deliver(node, handle.machine, parcel)
+        self._bytes_pulled[node] = self._bytes_pulled.get(node, 0) + apart
+        if crossing:
+            self._transfers.setdefault(node, []).append(
+                Transfer(source=parcel.origin, target=self._names[node], bytes=crossing)
+            )
+
+    def _hold(self, node: int, versions: Iterable[BlockVersion]) -> None:
+        self._release(self._ledger.holds(node, versions))
+
+    def _release(self, releases: Iterable[Release]) -> None:
+        for release in releases:
+            node = self._roster.if_up(release.node)
+            if node is not None:
+                node.release(release.block, release.version)
+
+    def _whole(
+        self, block: int, version: int, ref: Ref, *, machine: str, origin: str, nodes: Iterable[int]
+    ) -> Parcel[Ref]:
+        return Parcel(
+            block=block,
+            version=version,
+            ref=ref,
+            bytes=self._block_bytes[block],
+            origin=origin,
+            # What a node decoded would else be pulled from there by others.
+            private=self._through_driver and origin != DRIVER,
+            machines={machine},
+            nodes=set(nodes),
+        )
+
+
+def _delivery(parcel: Parcel[Ref]) -> Delivery:
+    return Delivery(block=parcel.block, version=parcel.version, base=parcel.base, ref=parcel.ref)

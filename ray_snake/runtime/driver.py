@@ -293,9 +293,10 @@ class Driver:
             finished_at=time.time(),
         )
         recorder = self._recorder_or_fail()
+        arrived = {block: self._ledger.refs[block] for block in visit.trained}
         refs = await self._commit(visit, state.refs) if accepted else {}
         self._count_decision(visit, accepted=accepted)
-        await recorder.visit(record, refs)
+        await recorder.visit(record, refs, arrived)
         if self._evaluation_is_due(visit.number):
             await recorder.evaluation(visit=visit.number, trip=visit.trip, refs=self._ledger.refs)
         if self._refused_in_a_row > self._config.acceptance.max_refused:

@@ -71,7 +71,8 @@ class VisitRecord(Record):
         loss: Mean training loss over the last epoch (the whole loss, all terms).
         first_loss: The same over the first epoch.
         accuracy: Training accuracy over the last epoch; none where labels are not classes.
-        update_norm: L2 norm of the change to the trained weights.
+        update_norm: L2 norm of the change to the trained weights; none for a visit that was
+            refused before anyone had to measure it.
         bytes_pulled: Bytes of the block versions that the node lacked.
         bytes_returned: Bytes of the block versions that it returned.
         pull_seconds: Getting those blocks and loading them into the network.
@@ -96,7 +97,7 @@ class VisitRecord(Record):
     loss: float
     first_loss: float
     accuracy: float | None
-    update_norm: float
+    update_norm: float | None = None
     bytes_pulled: int
     bytes_returned: int
     pull_seconds: float

@@ -71,7 +71,7 @@ class VisitReport:
     loss: float
     first_loss: float
     accuracy: float | None
-    update_norm: float
+    update_norm: float | None
     finite: bool
     bytes_pulled: int
     bytes_returned: int

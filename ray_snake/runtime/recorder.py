@@ -49,13 +49,18 @@ class Recorder:
 
         await self._add(work)
 
-    async def visit(self, record: VisitRecord, refs: Mapping[int, Ref]) -> None:
+    async def visit(
+        self, record: VisitRecord, refs: Mapping[int, Ref], arrived: Mapping[int, Ref]
+    ) -> None:
         """Store an accepted visit's blocks and journal it; a refused one is only journalled.
 
         Args:
-            record: The decision, its `blocks` still empty.
+            record: The decision, its `blocks` still empty; its `update_norm` is measured here
+                unless the node did.
             refs: The blocks that the visit produced, by block; empty for a refused one.
+            arrived: The versions of these blocks that it started from, by block.
         """
+        before = [] if record.update_norm is not None else [arrived[block] for block in refs]
 
         async def work() -> None:
             superseded = [
@@ -64,7 +69,10 @@ class Recorder:
                 if one.block in refs
             ]
             blocks = await self._engine.store(list(refs.values())) if refs else ()
-            complete = record.model_copy(update={"blocks": blocks})
+            change = record.update_norm
+            if before:
+                change = await self._engine.update_norm(list(refs.values()), before)
+            complete = record.model_copy(update={"blocks": blocks, "update_norm": change})
             await self._append(complete)
             self._emit(VisitDecided(record=complete))
             await self._engine.discard(superseded)

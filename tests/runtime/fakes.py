@@ -28,7 +28,7 @@ GOOD_REPORT = VisitReport(
     loss=0.5,
     first_loss=1.0,
     accuracy=0.5,
-    update_norm=1.0,
+    update_norm=None,
     finite=True,
     bytes_pulled=BLOCK_BYTES,
     bytes_returned=BLOCK_BYTES,
@@ -209,6 +209,13 @@ class FakeEngine:
                 block=one.block, version=one.version, bytes=BLOCK_BYTES, checksum=one.content
             )
             for one in refs
+        )
+
+    async def update_norm(self, refs, superseded):
+        await self._called("update_norm")
+        assert [one.block for one in refs] == [one.block for one in superseded]
+        return float(
+            sum(new.version - old.version for new, old in zip(refs, superseded, strict=True))
         )
 
     async def discard(self, blocks):

@@ -1,4 +1,5 @@
 import asyncio
+import math
 from itertools import groupby
 from pathlib import Path
 
@@ -236,6 +237,20 @@ def test_a_refused_visit_is_journalled_and_its_span_comes_again_sooner(cluster, 
     assert clean_spans[1] == [(0, 2), (2, 4), (2, 4)]
     assert spans[0] == clean_spans[0]
     assert spans[2] == clean_spans[2]
+
+
+def test_the_change_of_an_accepted_visit_is_the_one_from_the_versions_it_started_from(
+    cluster, storage
+):
+    cluster.faults["visit", 4] = [Fault.DIVERGES]
+    run(make_driver(cluster, make_config(), storage).run())
+    expected = [
+        math.inf
+        if task.visit.number == 4
+        else sum(task.visit.number - task.versions[block] for block in task.visit.trained)
+        for task in tasks(cluster)
+    ]
+    assert [one.update_norm for one in Journal(storage).visits] == expected
 
 
 def test_a_refused_result_never_reaches_later_visits(cluster, storage):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from fakes import make_config
 
+from ray_snake.config import AcceptanceConfig
 from ray_snake.data import ShardSource
 from ray_snake.engine.objective import cross_entropy
 from ray_snake.engine.visit import VisitControl, VisitStoppedError
@@ -15,6 +16,7 @@ from ray_snake.planning.span import Span, Visit
 from ray_snake.runtime.local_manager import LocalManager
 from ray_snake.runtime.messages import VisitTask
 from ray_snake.runtime.preflight import check_shards
+from ray_snake.runtime.process_engine import ProcessEngine
 from ray_snake.runtime.recipe import Recipe
 
 CPU = torch.device("cpu")
@@ -104,6 +106,17 @@ def test_reports_what_was_done(node, initial):
     assert report.loss < report.first_loss
     assert report.bytes_returned == sum(state.nbytes for state in states)
     assert report.bytes_pulled == sum(state.nbytes for state in initial.values())
+
+
+def test_a_limit_to_the_change_has_the_node_measure_it_as_the_engine_would(initial, storage):
+    limited = CONFIG.model_copy(update={"acceptance": AcceptanceConfig(max_update_norm=1e3)})
+    report, states = do(make_node(config=limited), make_task(), initial)
+    free, same = do(make_node(), make_task(), initial)
+    assert free.update_norm is None
+    assert weights_sha256(same) == weights_sha256(states)
+    engine = ProcessEngine(Recipe(config=CONFIG), storage, None, CPU)
+    arrived = [initial[state.block] for state in states]
+    assert report.update_norm == engine.update_norm(states, arrived) > 0
 
 
 def test_pulled_blocks_are_never_written_to(node, initial):

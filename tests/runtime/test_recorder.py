@@ -6,7 +6,7 @@ from fakes import BLOCK_BYTES, FakeBlock, FakeEngine, Fault, run, until
 
 from ray_snake.errors import StorageError
 from ray_snake.runtime.events import Evaluated, VisitDecided
-from ray_snake.runtime.handles import ProcessLostError
+from ray_snake.runtime.handles import BlocksLostError, ProcessLostError
 from ray_snake.runtime.journal import BlockRecord, Journal, VisitRecord
 from ray_snake.runtime.recorder import Recorder
 from ray_snake.storage import Storage
@@ -90,8 +90,8 @@ def test_a_visit_is_journalled_after_its_blocks_and_supersedes_the_old_ones_last
         engine = WatchingEngine(cluster, storage)
         recorder = make(cluster, storage, engine=engine)
         await recorder.start([block(0)])
-        await recorder.visit(record(1), {0: block(1)})
-        await recorder.visit(record(2), {0: block(2)})
+        await recorder.visit(record(1), {0: block(1)}, {})
+        await recorder.visit(record(2), {0: block(2)}, {})
         await recorder.drain()
         return engine.seen
 
@@ -104,14 +104,41 @@ def test_a_visit_is_journalled_after_its_blocks_and_supersedes_the_old_ones_last
     ]
 
 
+def test_a_change_that_the_node_did_not_measure_is_measured_behind_it(cluster, storage):
+    async def scenario():
+        recorder = make(cluster, storage)
+        arrived = {0: block(1), 1: block(0, 1)}
+        await recorder.visit(record(4, update_norm=None), {1: block(4, 1), 0: block(4)}, arrived)
+        await recorder.visit(record(5, update_norm=0.5), {0: block(5)}, {0: block(4)})
+        await recorder.visit(record(6, update_norm=None, accepted=False), {}, {0: block(5)})
+        await recorder.drain()
+
+    run(scenario())
+    assert [one.update_norm for one in Journal(storage).visits] == [7.0, 0.5, None]
+    assert cluster.calls["update_norm"] == 1
+
+
+def test_a_visit_whose_change_could_not_be_measured_is_not_journalled(cluster, storage):
+    async def scenario():
+        cluster.faults["update_norm", 1] = [Fault.LACKS_BLOCKS]
+        recorder = make(cluster, storage)
+        await recorder.visit(record(1, update_norm=None), {0: block(1)}, {0: block(0)})
+        with pytest.raises(BlocksLostError, match="update_norm 1"):
+            await recorder.drain()
+        await recorder.close()
+
+    run(scenario())
+    assert kinds(storage) == []
+
+
 def test_nothing_is_journalled_while_the_first_store_is_slow(cluster, storage):
     async def scenario():
         cluster.store_gate = asyncio.Event()
         recorder = make(cluster, storage)
         await recorder.start([block(0)])
-        await recorder.visit(record(1, accepted=False, reason="too far"), {})
+        await recorder.visit(record(1, accepted=False, reason="too far"), {}, {})
         await recorder.evaluation(visit=1, trip=1, refs=[block(0)])
-        await recorder.visit(record(2), {0: block(2)})
+        await recorder.visit(record(2), {0: block(2)}, {})
         await asyncio.sleep(0)
         before = kinds(storage)
         cluster.store_gate.set()
@@ -130,7 +157,7 @@ def test_events_come_once_the_journal_has_the_record(cluster, storage):
 
     async def scenario():
         recorder = make(cluster, storage, emit)
-        await recorder.visit(record(1), {0: block(1)})
+        await recorder.visit(record(1), {0: block(1)}, {})
         await recorder.evaluation(visit=1, trip=1, refs=[block(1)])
         await recorder.drain()
 
@@ -145,15 +172,15 @@ def test_what_comes_after_a_failure_is_not_journalled(cluster, storage):
     async def scenario():
         cluster.faults["store", 2] = [Fault.DIES]
         recorder = make(cluster, storage)
-        await recorder.visit(record(1), {0: block(1)})
-        await recorder.visit(record(2), {0: block(2)})
-        await recorder.visit(record(3, accepted=False), {})
+        await recorder.visit(record(1), {0: block(1)}, {})
+        await recorder.visit(record(2), {0: block(2)}, {})
+        await recorder.visit(record(3, accepted=False), {}, {})
         with pytest.raises(ProcessLostError, match="store 2 died"):
             await recorder.drain()
         with pytest.raises(ProcessLostError, match="store 2 died"):
             recorder.raise_failure()
         with pytest.raises(ProcessLostError, match="store 2 died"):
-            await recorder.visit(record(4), {0: block(4)})
+            await recorder.visit(record(4), {0: block(4)}, {})
         await recorder.close()
 
     run(scenario())
@@ -164,7 +191,7 @@ def test_a_refused_append_surfaces(cluster, storage, tmp_path):
     async def scenario():
         recorder = make(cluster, storage)
         (tmp_path / "run").write_text("a file where the folder should be")
-        await recorder.visit(record(1), {0: block(1)})
+        await recorder.visit(record(1), {0: block(1)}, {})
         with pytest.raises(StorageError):
             await recorder.drain()
         await recorder.close()
@@ -176,9 +203,9 @@ def test_a_full_backlog_holds_up_the_driver(cluster, storage):
     async def scenario():
         cluster.store_gate = asyncio.Event()
         recorder = make(cluster, storage, backlog=1)
-        await recorder.visit(record(1), {0: block(1)})
-        await recorder.visit(record(2), {0: block(2)})
-        third = asyncio.create_task(recorder.visit(record(3), {0: block(3)}))
+        await recorder.visit(record(1), {0: block(1)}, {})
+        await recorder.visit(record(2), {0: block(2)}, {})
+        third = asyncio.create_task(recorder.visit(record(3), {0: block(3)}, {}))
         for _ in range(20):
             await asyncio.sleep(0)
         held_up = not third.done()
@@ -196,8 +223,8 @@ def test_close_drops_what_waits_and_outlives_a_running_append(cluster, tmp_path)
 
     async def scenario():
         recorder = make(cluster, storage)
-        await recorder.visit(record(1), {0: block(1)})
-        await recorder.visit(record(2), {0: block(2)})
+        await recorder.visit(record(1), {0: block(1)}, {})
+        await recorder.visit(record(2), {0: block(2)}, {})
         await until(storage.began.is_set)
         closing = asyncio.create_task(recorder.close())
         for _ in range(20):

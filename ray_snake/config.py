@@ -13,7 +13,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -25,7 +25,7 @@ from pydantic import (
 )
 
 from ray_snake.errors import ConfigError
-from ray_snake.settings_tree import apply_setting, differences, unknown_key
+from ray_snake.settings_tree import apply_setting, differences, first_problem, unknown_key
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -401,7 +401,7 @@ class SnakeConfig(Section):
         try:
             return cls.model_validate_json(json.dumps(merged, default=str))
         except ValidationError as error:
-            raise _first_problem(error) from None
+            raise ConfigError(*first_problem(error, cls)) from None
 
     def tree(self) -> dict[str, Any]:
         """Return the settings as a nested mapping of JSON values; `from_tree` reads it back."""
@@ -421,34 +421,3 @@ class SnakeConfig(Section):
         tree = self.tree()
         decisive = json.dumps({key: tree[key] for key in self.DECISIVE}, sort_keys=True)
         return hashlib.sha256(decisive.encode()).hexdigest()[:16]
-
-
-def _dotted_key(location: tuple[str | int, ...]) -> str:
-    """Return the settings key of a pydantic location, without its names of union members."""
-    parts: list[str] = []
-    section: Any = SnakeConfig
-    for part in location:
-        field = section.model_fields.get(part) if section is not None else None
-        if field is None:
-            break
-        parts.append(str(part))
-        annotation = field.annotation
-        candidates = (annotation, *get_args(annotation))
-        section = next((one for one in candidates if _is_section(one)), None)
-    return ".".join(parts)
-
-
-def _is_section(annotation: object) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, Section)
-
-
-def _first_problem(error: ValidationError) -> ConfigError:
-    problem = error.errors(include_url=False)[0]
-    key = _dotted_key(problem["loc"])
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "value_error" and "; " in message:
-        what, _, remedy = message.partition("; ")
-        return ConfigError(key or "config", what, remedy)
-    value = json.dumps(problem["input"], default=str)
-    shown = value if len(value) <= 60 else value[:57] + "..."
-    return ConfigError(key or "config", f"{message} (got {shown})", "correct this value")

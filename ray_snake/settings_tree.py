@@ -1,10 +1,13 @@
-"""Settings as a nested mapping, before they are checked: `--set`, comparing, unknown keys."""
+"""Settings as a nested mapping: `--set`, comparing, unknown keys, and what is wrong with them."""
 
 from __future__ import annotations
 
 import difflib
+import json
 import sys
-from typing import Any
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
 
 from ray_snake.errors import ConfigError
 
@@ -55,3 +58,40 @@ def unknown_key(key: str, known: list[str]) -> str:
     nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     hint = f"did you mean {nearest[0]!r}?" if nearest else f"known keys: {', '.join(known)}"
     return f"unknown key {key!r}; {hint}"
+
+
+def first_problem(error: ValidationError, root: type[BaseModel]) -> tuple[str, str, str]:
+    """Return the key, the problem and the remedy of the first thing wrong with some settings.
+
+    Args:
+        error: What pydantic said.
+        root: The model of all settings.
+    """
+    problem = error.errors(include_url=False)[0]
+    key = _dotted_key(problem["loc"], root) or "config"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error" and "; " in message:
+        what, _, remedy = message.partition("; ")
+        return key, what, remedy
+    value = json.dumps(problem["input"], default=str)
+    shown = value if len(value) <= 60 else value[:57] + "..."
+    return key, f"{message} (got {shown})", "correct this value"
+
+
+def _dotted_key(location: tuple[str | int, ...], root: type[BaseModel]) -> str:
+    """Return the settings key of a pydantic location, without its names of union members."""
+    parts: list[str] = []
+    section: Any = root
+    for part in location:
+        field = section.model_fields.get(part) if section is not None else None
+        if field is None:
+            break
+        parts.append(str(part))
+        annotation = field.annotation
+        candidates = (annotation, *get_args(annotation))
+        section = next((one for one in candidates if _is_section(one)), None)
+    return ".".join(parts)
+
+
+def _is_section(annotation: object) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)

@@ -116,3 +116,15 @@ def make_optimizer(
 ) -> LocalOptimizer:
     """Return a fresh optimizer over the trained weights; its state ends with the visit."""
     return OPTIMIZERS[training.optimizer](weights, training, learning_rate)
+
+
+def keeps_finite(weights: Sequence[Tensor], training: TrainingConfig, learning_rate: float) -> bool:
+    """Return whether finite weights stay finite for sure as long as every gradient is finite.
+
+    With clipping a step is bounded, and decay at a rate of at most 1 only shrinks the weights: they
+    then stay clear of the largest number by many orders of magnitude.
+    """
+    if training.clip_norm is None or learning_rate * training.weight_decay > 1:
+        return False
+    longest = learning_rate * max(training.clip_norm, 10.0)
+    return all(longest < 1e-20 * torch.finfo(weight.dtype).max for weight in weights)

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from ray_snake.config import TrainingConfig
 from ray_snake.engine.cache import PrefixCache
+from ray_snake.engine.change import are_finite, update_norm
 from ray_snake.engine.objective import Objective, correct, is_classification
-from ray_snake.engine.optimizer import make_optimizer
+from ray_snake.engine.optimizer import keeps_finite, make_optimizer
 from ray_snake.engine.samples import (
     Rows,
     Samples,
@@ -38,7 +39,8 @@ class VisitOutcome:
         loss: Loss over the last epoch.
         first_loss: Loss over the first epoch.
         accuracy: Training accuracy over the last epoch, in [0, 1]; none without classes.
-        update_norm: L2 norm of the change to the trained weights.
+        update_norm: L2 norm of the change to the trained weights; none if it was not asked for,
+            inf if they are not finite.
         finite: Whether all trained weights and their buffers are finite numbers.
         train_seconds: Wall-clock time from the first batch, of the prefix or else of training,
             to the end of the last step.
@@ -49,7 +51,7 @@ class VisitOutcome:
     loss: float
     first_loss: float
     accuracy: float | None
-    update_norm: float
+    update_norm: float | None
     finite: bool
     train_seconds: float
 
@@ -78,6 +80,7 @@ def train_visit(
     training: TrainingConfig,
     objective: Objective,
     proximal: float = 0.0,
+    measure_update: bool = False,
     device: torch.device | None = None,
     control: VisitControl | None = None,
 ) -> VisitOutcome:
@@ -99,6 +102,8 @@ def train_visit(
         objective: The loss of a batch.
         proximal: Weight mu of mu/2 * |w - w0|^2, w0 the weights that arrived (FedProx, Li et al.
             2020, arXiv:1812.06127).
+        measure_update: Whether to take the norm of the change: one more pass over the weights
+            before they can travel on.
         device: Where to compute; the CPU by default.
         control: Told the progress; its `stop` ends the visit before the next step.
 
@@ -111,6 +116,7 @@ def train_visit(
     weights = [weight for block in trained for weight in stack.blocks[block].parameters()]
     optimizer = make_optimizer(weights, training, learning_rate)
     control.steps = total_steps(len(samples), training)
+    gradient_norms = torch.zeros((), device=device)
     meter = _Meter()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
@@ -129,14 +135,19 @@ def train_visit(
                 optimizer.zero_grad()
                 torch.autograd.backward(loss)
                 if training.clip_norm is not None:
-                    torch.nn.utils.clip_grad_norm_(weights, training.clip_norm)
+                    gradient_norms += torch.nn.utils.clip_grad_norm_(weights, training.clip_norm)
                 optimizer.step()
                 meter.add(epoch, loss.detach(), outputs.detach(), targets)
                 control.step, control.loss = meter.steps, meter.loss
         finally:
             features.close()
     seconds = time.perf_counter() - started
-    change = _change(weights, arrived)
+    # Between the last step and the next visit, a pass over the weights is made only if it must be.
+    proven = keeps_finite(weights, training, learning_rate) and bool(gradient_norms.isfinite())
+    finite = (proven or are_finite(weights)) and are_finite(_buffers(stack, trained))
+    change = None if finite else math.inf
+    if finite and measure_update:
+        change = update_norm(weights, arrived)
     return VisitOutcome(
         samples=meter.samples,
         steps=meter.steps,
@@ -144,7 +155,7 @@ def train_visit(
         first_loss=meter.first_loss,
         accuracy=meter.accuracy,
         update_norm=change,
-        finite=math.isfinite(change) and _are_finite(stack, trained),
+        finite=finite,
         train_seconds=seconds,
     )
 
@@ -179,36 +190,9 @@ def _squared_distance(weights: Sequence[Tensor], others: Sequence[Tensor]) -> Te
     return torch.stack(parts).sum()
 
 
-CHUNK = 2**18
-
-
-@torch.no_grad()
-def _change(weights: Sequence[Tensor], arrived: Sequence[Tensor]) -> float:
-    """Return the L2 norm of the weights' change: inf or nan unless all of them are finite.
-
-    It stands between a visit's last step and the next visit, so it goes over the weights once,
-    in pieces that stay in the processor's cache.
-    """
-    total = 0.0
-    for weight, before in zip(weights, arrived, strict=True):
-        flat, flat_before = weight.flatten(), before.flatten()
-        buffer = torch.empty_like(flat[:CHUNK])
-        for start in range(0, flat.numel(), CHUNK):
-            piece = flat[start : start + CHUNK]
-            difference = buffer[: len(piece)]
-            torch.sub(piece, flat_before[start : start + CHUNK], out=difference)
-            total += float(difference.dot(difference))
-    return math.sqrt(total) if math.isfinite(total) else math.inf
-
-
-def _are_finite(stack: BlockStack, trained: Sequence[int]) -> bool:
-    """Return whether the trained blocks' buffers, such as a norm's statistics, are finite."""
-    return all(
-        bool(buffer.isfinite().all())
-        for block in trained
-        for buffer in stack.blocks[block].buffers()
-        if buffer.is_floating_point()
-    )
+def _buffers(stack: BlockStack, trained: Sequence[int]) -> Iterator[Tensor]:
+    """Yield the trained blocks' buffers, such as a norm's statistics."""
+    return (buffer for block in trained for buffer in stack.blocks[block].buffers())
 
 
 class _Features:

@@ -30,6 +30,7 @@ class Schedule:
         self.spans = cut_spans(blocks, snake.span_width)
         self.total = snake.trips * nodes
         self.nodes = nodes
+        self.blocks = blocks
         self.coverage = Coverage(nodes, len(self.spans))
         self._order = make_order(
             snake.order, spans=len(self.spans), seed=seed, stay=snake.trips_per_span

@@ -23,15 +23,19 @@ class Refuse:
 
 def judge(report: VisitReport, policy: AcceptanceConfig) -> Accept | Refuse:
     """Decide on a visit's result: finite, bounded change, loss not worse than allowed."""
-    if not report.finite or not math.isfinite(report.update_norm):
+    change = report.update_norm
+    if not report.finite or not (change is None or math.isfinite(change)):
         return Refuse("the trained weights are not finite")
     if not math.isfinite(report.loss):
         return Refuse(f"the training loss is {report.loss}")
-    if policy.max_update_norm is not None and report.update_norm > policy.max_update_norm:
-        return Refuse(
-            f"the weights changed by {report.update_norm:.4g}, more than "
-            f"acceptance.max_update_norm = {policy.max_update_norm:g}"
-        )
+    if policy.max_update_norm is not None:
+        if change is None:
+            raise RuntimeError("a node must measure the change that acceptance puts a limit to")
+        if change > policy.max_update_norm:
+            return Refuse(
+                f"the weights changed by {change:.4g}, more than "
+                f"acceptance.max_update_norm = {policy.max_update_norm:g}"
+            )
     if policy.max_loss_ratio is not None:
         limit = policy.max_loss_ratio * report.first_loss
         if report.loss > limit:

@@ -187,6 +187,10 @@ class SnakeEngine:
         """Write block versions to storage."""
         return self._engine.store(pull(refs))
 
+    def update_norm(self, refs: list[BlockRef], superseded: list[BlockRef]) -> float:
+        """Return the L2 norm of the change from the superseded versions' weights to these."""
+        return self._engine.update_norm(pull(refs), pull(superseded))
+
     def discard(self, blocks: Sequence[tuple[int, int]]) -> None:
         """Delete superseded (block, version) pairs from storage."""
         self._engine.discard(blocks)

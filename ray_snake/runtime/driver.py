@@ -7,15 +7,16 @@ It does no tensor maths and never fetches a block; it passes refs on.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
 from typing import TypeVar
 
 from ray_snake.config import SnakeConfig
-from ray_snake.errors import CheckpointError, NodeFailedError, SnakeError, VisitFailedError
+from ray_snake.errors import NodeFailedError, SnakeError, VisitFailedError
 from ray_snake.layers.ledger import DRIVER, Ledger, Parcel
-from ray_snake.planning.anchor import Anchors, make_anchors
+from ray_snake.planning.anchor import Anchors
 from ray_snake.planning.schedule import Schedule, learning_rate
 from ray_snake.planning.span import Visit
 from ray_snake.runtime.acceptance import Refuse, judge
@@ -37,6 +38,7 @@ from ray_snake.runtime.handles import (
 from ray_snake.runtime.journal import Journal, Transfer, VisitRecord
 from ray_snake.runtime.messages import BlockTable, VisitTask
 from ray_snake.runtime.recorder import Recorder
+from ray_snake.runtime.resume import replay, stored_blocks
 from ray_snake.runtime.roster import Roster
 from ray_snake.runtime.states import (
     Deciding,
@@ -141,7 +143,7 @@ class Driver:
             blocks=len(self._blocks.names),
             seed=self._config.seed,
         )
-        anchors = self._replay(journal)
+        anchors, self._refused_in_a_row = replay(journal, self._schedule, self._config.codec)
         self._emit(
             RunStarted(
                 nodes=self._names,
@@ -154,27 +156,13 @@ class Driver:
         )
         self._roster.begin(self._schedule.upcoming_nodes())
         await self._engine.start()
-        wholes = await self._stored_blocks(journal, anchors)
+        wholes = await stored_blocks(journal, anchors, self._engine)
         self._take_up(journal, anchors, wholes)
         if journal.current_blocks():
             await self._evaluate_if_missing(journal)
         else:
             await self._recorder_or_fail().start()
         return Scheduling()
-
-    async def _stored_blocks(
-        self, journal: Journal, anchors: Anchors | None
-    ) -> dict[tuple[int, int], Ref]:
-        """Return the journal's current blocks and the anchors; or the initial ones."""
-        stored = journal.current_blocks()
-        if not stored:
-            return {(block, 0): ref for block, ref in enumerate(await self._engine.initial())}
-        if anchors is not None:
-            current = set(stored)
-            others = [journal.block(*one) for one in enumerate(anchors.versions)]
-            stored += [one for one in others if one not in current]
-        refs = await self._engine.restore(stored)
-        return {(one.block, one.version): ref for one, ref in zip(stored, refs, strict=True)}
 
     def _take_up(
         self, journal: Journal, anchors: Anchors | None, wholes: Mapping[tuple[int, int], Ref]
@@ -184,7 +172,7 @@ class Driver:
         def on_whole(block: int, version: int, ref: Ref) -> None:
             supply.add_whole(block, version, ref, machine=self._engine.machine)
 
-        self._recorder = recorder = Recorder(
+        self._recorder = Recorder(
             engine=self._engine,
             journal=journal,
             emit=self._emit,
@@ -212,7 +200,7 @@ class Driver:
             anchors=anchors,
             ledger=ledger,
             roster=self._roster,
-            recorded=recorder.drain,
+            recorded=self._drain_behind,
             timeout=self._config.failures.visit_timeout_seconds,
             through_driver=self._through_driver,
         )
@@ -222,30 +210,6 @@ class Driver:
             self._supply.close()
         if self._recorder is not None:
             await self._recorder.close()
-
-    def _replay(self, journal: Journal) -> Anchors | None:
-        """Take the schedule to where the journal ends; return the anchors there."""
-        self._refused_in_a_row = 0
-        versions = [0] * len(self._blocks.names)
-        anchors = make_anchors(self._config.codec, blocks=len(versions), nodes=len(self._names))
-        for record in journal.visits:
-            visit = self._schedule.next()
-            if visit is None or (visit.number, visit.node, visit.trained) != (
-                record.visit,
-                record.node,
-                record.trained,
-            ):
-                raise CheckpointError(
-                    f"visit {record.visit} of the journal of {self._storage.uri} is not the one "
-                    "that these settings plan",
-                    "resume with the settings and the version the run was started with",
-                )
-            if anchors is not None:
-                anchors.advance(visit, anchors.at(visit, versions))
-            for block in record.blocks:
-                versions[block.block] = block.version
-            self._count_decision(visit, accepted=record.accepted)
-        return anchors
 
     async def _choose(self) -> State:
         self._roster.raise_failure()
@@ -311,7 +275,7 @@ class Driver:
         limit = self._config.failures.visit_timeout_seconds
         deadline = time.monotonic() + limit
         while not (await asyncio.wait({training}, timeout=PROGRESS_SECONDS))[0]:
-            self._recorder_or_fail().raise_failure()
+            self._raise_failure_behind()
             if time.monotonic() > deadline:
                 raise ProcessLostError(
                     f"visit {visit.number} took longer than failures.visit_timeout_seconds = "
@@ -321,6 +285,18 @@ class Driver:
             if progress is not None:
                 step, steps, loss = progress
                 self._emit(VisitProgress(visit=visit.number, step=step, steps=steps, loss=loss))
+
+    def _raise_failure_behind(self) -> None:
+        """Raise what kept the recorder from going on; it is not the visit's node that is lost."""
+        try:
+            self._recorder_or_fail().raise_failure()
+        except ProcessLostError as error:
+            raise BlocksLostError(str(error)) from None
+
+    async def _drain_behind(self) -> None:
+        with contextlib.suppress(ProcessLostError):
+            await self._recorder_or_fail().drain()
+        self._raise_failure_behind()
 
     async def _decide(self, state: Deciding) -> State:
         visit = state.task.visit

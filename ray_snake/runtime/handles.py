@@ -128,6 +128,13 @@ class EngineHandle(Protocol):
     async def store(self, refs: Sequence[Ref]) -> tuple[BlockRecord, ...]:
         """Write block versions to storage; return when they are there."""
 
+    async def update_norm(self, refs: Sequence[Ref], superseded: Sequence[Ref]) -> float:
+        """Return the L2 norm of the change from the superseded versions' weights to these.
+
+        Raises:
+            BlocksLostError: If a block could not be pulled any more.
+        """
+
     async def discard(self, blocks: Sequence[tuple[int, int]]) -> None:
         """Delete superseded (block, version) pairs from storage."""
 

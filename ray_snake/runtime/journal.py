@@ -85,7 +85,8 @@ class VisitRecord(Record):
         loss: Mean training loss over the last epoch (the whole loss, all terms).
         first_loss: The same over the first epoch.
         accuracy: Training accuracy over the last epoch; none where labels are not classes.
-        update_norm: L2 norm of the change to the trained weights.
+        update_norm: L2 norm of the change to the trained weights; none for a visit that was
+            refused before anyone had to measure it.
         bytes_pulled: Bytes of the block versions that the node lacked, as they travel; to a node
             that is alone on its machine.
         bytes_returned: Bytes of the block versions that it returned, as they travel.
@@ -112,7 +113,7 @@ class VisitRecord(Record):
     loss: float
     first_loss: float
     accuracy: float | None
-    update_norm: float
+    update_norm: float | None = None
     bytes_pulled: int
     bytes_returned: int
     transfers: tuple[Transfer, ...] = ()
@@ -175,6 +176,11 @@ class Journal:
 
     def __iter__(self) -> Iterator[JournalRecord]:
         return iter(tuple(self._records))
+
+    @property
+    def uri(self) -> str:
+        """The run's folder or URI."""
+        return self._storage.uri
 
     @property
     def visits(self) -> list[VisitRecord]:

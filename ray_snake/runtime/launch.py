@@ -282,6 +282,10 @@ class RayEngine:
         records: tuple[BlockRecord, ...] = await self._call(self._actor.store.remote(list(refs)))
         return records
 
+    async def update_norm(self, refs: Sequence[BlockRef], superseded: Sequence[BlockRef]) -> float:
+        """Return the norm of the change from one version of some blocks to another."""
+        return float(await self._call(self._actor.update_norm.remote(list(refs), list(superseded))))
+
     async def discard(self, blocks: Sequence[tuple[int, int]]) -> None:
         """Delete superseded versions from storage."""
         await self._call(self._actor.discard.remote(list(blocks)))

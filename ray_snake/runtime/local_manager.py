@@ -85,6 +85,8 @@ class LocalManager:
                 training=config.training,
                 objective=self._objective,
                 proximal=config.loss.proximal,
+                # The decision needs it only then; otherwise it is taken behind the next visit.
+                measure_update=config.acceptance.max_update_norm is not None,
                 device=self._device,
                 control=control,
             )

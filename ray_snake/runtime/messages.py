@@ -95,7 +95,7 @@ class VisitReport:
     loss: float
     first_loss: float
     accuracy: float | None
-    update_norm: float
+    update_norm: float | None
     finite: bool
     parcel_bytes: tuple[int, ...]
     pull_seconds: float

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from ray_snake.data import NodeDataset, ShardSource
+from ray_snake.engine.change import update_norm
 from ray_snake.engine.evaluate import evaluate
 from ray_snake.engine.objective import TaskLoss
 from ray_snake.errors import VisitFailedError
@@ -42,6 +43,9 @@ class ProcessEngine:
         self._device = device
         self._files = BlockFiles(storage)
         self._stack = recipe.skeleton()
+        self._weight_names = [
+            {name for name, _ in block.named_parameters()} for block in self._stack.blocks
+        ]
         self._task: TaskLoss = recipe.objective().task
         self._evaluation = None if evaluation is None else NodeDataset.open(evaluation)
 
@@ -96,6 +100,24 @@ class ProcessEngine:
                 )
             )
         return tuple(records)
+
+    def update_norm(self, states: Sequence[LayerState], superseded: Sequence[LayerState]) -> float:
+        """Return the L2 norm of the change from the superseded versions' weights to these.
+
+        Args:
+            states: The blocks that a visit returned; buffers, such as a norm's statistics, don't
+                count.
+            superseded: The versions it started from, of the same blocks in the same order.
+        """
+        return update_norm(self._weights(states), self._weights(superseded))
+
+    def _weights(self, states: Sequence[LayerState]) -> list[torch.Tensor]:
+        return [
+            tensor
+            for state in states
+            for name, tensor in unpack(state).items()
+            if name in self._weight_names[state.block]
+        ]
 
     def discard(self, blocks: Sequence[tuple[int, int]]) -> None:
         """Delete superseded (block, version) pairs from storage."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
 from ray_snake.layers.ledger import BlockVersion
 from ray_snake.runtime.events import Evaluated, Event, VisitDecided
@@ -74,7 +74,8 @@ class Recorder:
         """Store an accepted visit's blocks and journal it; a refused one is only journalled.
 
         Args:
-            record: The decision, its `blocks` still empty.
+            record: The decision, its `blocks` still empty; its `update_norm` is measured here
+                unless the node did.
             refs: The blocks that the visit produced as they travel, by block; empty for a refused
                 one.
             anchors: What they are the difference from, in block order; none: they are whole.
@@ -87,7 +88,12 @@ class Recorder:
         async def work() -> None:
             made = wholes or await self._decoded(record.visit, refs, anchors)
             blocks = await self._engine.store(list(made.values())) if made else ()
-            complete = record.model_copy(update={"blocks": blocks})
+            change = record.update_norm
+            if made and change is None:
+                change = await self._engine.update_norm(
+                    list(made.values()), [self._wholes[one] for one in self._current(made)]
+                )
+            complete = record.model_copy(update={"blocks": blocks, "update_norm": change})
             await self._append(complete)
             self._emit(VisitDecided(record=complete))
             await self._discard(anchors)
@@ -128,7 +134,7 @@ class Recorder:
         """Judge the model after the last visit so far and journal the result."""
 
         async def work() -> None:
-            report = await self._engine.evaluate(self._current())
+            report = await self._engine.evaluate(self._model())
             record = EvaluationRecord(
                 visit=visit,
                 trip=trip,
@@ -146,10 +152,13 @@ class Recorder:
     async def weights_sha256(self) -> str:
         """Return SHA-256 over all blocks (hexadecimal) once all so far is on storage."""
         await self.drain()
-        return await self._engine.weights_sha256(self._current())
+        return await self._engine.weights_sha256(self._model())
 
-    def _current(self) -> list[Ref]:
+    def _model(self) -> list[Ref]:
         return [self._wholes[one.block, one.version] for one in self._journal.current_blocks()]
+
+    def _current(self, blocks: Iterable[int]) -> list[BlockVersion]:
+        return [(block, self._journal.current_version(block)) for block in blocks]
 
     def raise_failure(self) -> None:
         """Raise what kept the recorder from going on, if anything did."""

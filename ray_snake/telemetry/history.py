@@ -37,7 +37,13 @@ HISTORY_SCHEMA: pa.Schema = pa.schema(
             "Training accuracy over the last epoch, in [0, 1]; null without classes.",
             nullable=True,
         ),
-        _column("update_norm", pa.float64(), "L2 norm of the change to the trained weights."),
+        _column(
+            "update_norm",
+            pa.float64(),
+            "L2 norm of the change to the trained weights; null for a refused visit whose change "
+            "nobody had to measure.",
+            nullable=True,
+        ),
         _column("bytes_pulled", pa.int64(), "Block versions that the node pulled.", "bytes"),
         _column("bytes_returned", pa.int64(), "Block versions that it returned.", "bytes"),
         _column("pull_seconds", pa.float64(), "Getting and loading those blocks.", "seconds"),

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from ray_snake.config import TrainingConfig
-from ray_snake.engine.optimizer import make_optimizer
+from ray_snake.engine.optimizer import keeps_finite, make_optimizer
 
 STEPS = 6
 RATE = 0.05
@@ -62,3 +62,21 @@ def test_forgotten_gradients_change_nothing():
     optimizer.step()
     assert weight.grad is None
     assert torch.equal(weight, draw([(3,)], 0)[0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "rate", "dtype", "expected"),
+    [
+        ({}, RATE, torch.float32, True),
+        ({"optimizer": "adamw"}, RATE, torch.bfloat16, True),
+        ({"clip_norm": None}, RATE, torch.float32, False),
+        ({"weight_decay": 1e3}, RATE, torch.float32, False),
+        ({"clip_norm": 1e30}, RATE, torch.float32, False),
+        ({}, 1e30, torch.float32, False),
+        # Half precision ends at 65504: nothing is certain there.
+        ({}, RATE, torch.float16, False),
+    ],
+)
+def test_clipped_steps_of_a_sane_size_keep_weights_finite(changes, rate, dtype, expected):
+    weights = [torch.ones(3), torch.ones(2, dtype=dtype)]
+    assert keeps_finite(weights, TrainingConfig(**changes), rate) is expected

@@ -324,22 +324,23 @@ def test_the_proximal_term_counts_in_the_reported_loss(registered):
     assert first.loss == visit(without, samples, (1,), training=training).loss
     longer = TrainingConfig(batch_size=4, epochs=3, momentum=0.0)
     (with_pull, samples), (without, _) = registered("mlp"), registered("mlp")
-    strong = visit(with_pull, samples, (1,), training=longer, proximal=10.0)
-    assert strong.update_norm < visit(without, samples, (1,), training=longer).update_norm
+    measured = {"training": longer, "measure_update": True}
+    strong = visit(with_pull, samples, (1,), proximal=10.0, **measured)
+    assert strong.update_norm < visit(without, samples, (1,), **measured).update_norm
 
 
 @pytest.mark.parametrize("clip_norm", [0.01, 0.1])
 def test_a_steps_gradient_is_clipped_over_all_trained_weights(clip_norm, registered):
     stack, samples = registered("cnn")
     training = ONE_STEP.model_copy(update={"clip_norm": clip_norm})
-    outcome = visit(stack, samples, (1, 4), training=training, rate=1.0)
+    outcome = visit(stack, samples, (1, 4), training=training, rate=1.0, measure_update=True)
     assert outcome.update_norm == pytest.approx(clip_norm, rel=1e-3)
 
 
 def test_without_clipping_a_step_is_as_long_as_its_gradient(registered):
     stack, samples = registered("cnn")
     gradients = full_gradients(copy.deepcopy(stack), samples, (1, 4), F.cross_entropy)
-    outcome = visit(stack, samples, (1, 4), rate=1.0)
+    outcome = visit(stack, samples, (1, 4), rate=1.0, measure_update=True)
     squares = sum(float(g.square().sum()) for (block, _), g in gradients.items() if block in (1, 4))
     assert outcome.update_norm == pytest.approx(math.sqrt(squares), rel=1e-4)
 
@@ -404,7 +405,8 @@ def test_losses_and_accuracy_are_means_over_the_samples_of_first_and_last_epoch(
 def test_the_update_norm_is_that_of_the_change_to_the_trained_weights(registered):
     stack, samples = registered("cnn")
     before = weights_of(stack)
-    outcome = visit(stack, samples, (1, 4), training=TrainingConfig(batch_size=4))
+    training = TrainingConfig(batch_size=4)
+    outcome = visit(stack, samples, (1, 4), training=training, measure_update=True)
     change = [
         (weight.detach() - before[block][name]).flatten()
         for block in (1, 4)
@@ -413,11 +415,54 @@ def test_the_update_norm_is_that_of_the_change_to_the_trained_weights(registered
     assert outcome.update_norm == pytest.approx(float(torch.cat(change).norm()), rel=1e-5)
 
 
-def test_weights_that_are_no_longer_finite_are_reported_as_such(registered):
+def test_the_change_is_measured_only_where_it_is_asked_for(registered):
+    stack, samples = registered("cnn")
+    outcome = visit(stack, samples, (1, 4), training=TrainingConfig(batch_size=4))
+    assert outcome.update_norm is None
+    assert outcome.finite
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1e30])
+def test_weights_that_are_no_longer_finite_are_reported_as_such(clip_norm, registered):
     stack, samples = registered("mlp")
-    training = TrainingConfig(batch_size=4, epochs=3, clip_norm=None)
+    training = TrainingConfig(batch_size=4, epochs=3, clip_norm=clip_norm)
     outcome = visit(stack, samples, (0, 1, 2), training=training, rate=1e30)
+    assert not outcome.finite
     assert outcome.update_norm == math.inf
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("step", [0, 2])
+def test_one_gradient_that_is_no_number_is_found_under_clipping(optimizer, bad, step, registered):
+    stack, samples = registered("mlp")
+    steps = []
+
+    def loss(outputs, targets):
+        steps.append(len(steps))
+        return F.cross_entropy(outputs, targets) * (bad if steps[-1] == step else 1.0)
+
+    training = TrainingConfig(optimizer=optimizer, batch_size=4, epochs=1, clip_norm=1.0)
+    objective = Objective(PLAIN, task=loss)
+    outcome = visit(stack, samples, (1,), training=training, objective=objective)
+    assert len(steps) == 3
+    assert not outcome.finite
+
+
+def test_weights_that_only_decay_spoils_are_found_under_clipping(registered):
+    stack, samples = registered("mlp")
+    training = TrainingConfig(
+        batch_size=12, steps=5, clip_norm=1e-9, weight_decay=1e9, momentum=0.0
+    )
+    assert not visit(stack, samples, (1,), training=training, rate=1.0).finite
+
+
+def test_statistics_that_are_no_longer_finite_are_found_under_clipping(registered):
+    stack, samples = registered("cnn")
+    norm = next(one for one in stack.blocks[1].modules() if isinstance(one, nn.BatchNorm2d))
+    norm.running_var.fill_(math.inf)
+    outcome = visit(stack, samples, (1,), training=TrainingConfig(batch_size=4), loss=PLAIN)
+    assert not outcome.finite
 
 
 def drop_out_stack():

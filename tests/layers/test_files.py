@@ -96,7 +96,7 @@ def test_another_blocks_file_in_its_place_is_found(files, state, tmp_path):
 def test_keep_only_deletes_the_other_versions_of_that_block(files, tmp_path):
     for block, version in [(2, 4), (2, 5), (2, 6), (3, 4)]:
         files.write(pack(block, version, {"a": torch.ones(1)}))
-    files.keep_only(2, 5)
+    files.keep_only(2, {5})
     left = sorted(str(one.relative_to(tmp_path)) for one in tmp_path.rglob("*.safetensors"))
     assert left == [FILE, "blocks/0003/00000004.safetensors"]
 

@@ -20,6 +20,7 @@ from ray_snake.runtime.messages import BlockTable, EvaluationReport, VisitReport
 from ray_snake.runtime.roster import Roster, group_nodes
 
 BLOCK_BYTES = 10
+DELTA_BYTES = 3
 DEADLINE_SECONDS = 60.0
 
 GOOD_REPORT = VisitReport(
@@ -28,10 +29,9 @@ GOOD_REPORT = VisitReport(
     loss=0.5,
     first_loss=1.0,
     accuracy=0.5,
-    update_norm=1.0,
+    update_norm=None,
     finite=True,
-    bytes_pulled=BLOCK_BYTES,
-    bytes_returned=BLOCK_BYTES,
+    parcel_bytes=(),
     pull_seconds=0.0,
     train_seconds=0.0,
 )
@@ -49,12 +49,19 @@ class Fault(enum.Enum):
 
 @dataclass(frozen=True)
 class FakeBlock:
-    """A block version; driver and ledger only pass it on."""
+    """A block version; driver and ledger only pass it on.
+
+    `of` is the whole block that this one is the difference from: only who has that can use it.
+    """
 
     block: int
     version: int
     content: str
+    of: "FakeBlock | None" = None
     served: bool = field(default=False, compare=False)
+
+    def whole(self):
+        return replace(self, of=None)
 
 
 def digest(*parts):
@@ -69,8 +76,9 @@ class FakeCluster:
         faults: The next faults of a call, by (method, number): of a visit, a node to launch, or
             how often an engine method was called, from 1.
         stored: Block versions on the fake storage.
-        visits: Each (task, refs) that a node was sent.
-        prefetched: Each (node, visits sent so far, refs) that a node was told to pull ahead.
+        visits: Each (task, refs) that a node was sent; refs by block.
+        fetched: Each (node, visits sent so far, refs) that a node was told to fetch.
+        machines: The machine of each node that is not alone on one.
         nodes: Each node as it was started last.
         released: Each (node, block, version).
         launched: Each group, in order.
@@ -82,7 +90,8 @@ class FakeCluster:
     faults: dict[tuple[str, int], list[Fault]] = field(default_factory=dict)
     stored: dict[tuple[int, int], FakeBlock] = field(default_factory=dict)
     visits: list = field(default_factory=list)
-    prefetched: list = field(default_factory=list)
+    fetched: list = field(default_factory=list)
+    machines: dict[int, str] = field(default_factory=dict)
     nodes: dict = field(default_factory=dict)
     released: list = field(default_factory=list)
     launched: list = field(default_factory=list)
@@ -114,36 +123,59 @@ class FakeNode:
     def __init__(self, cluster, number):
         self._cluster = cluster
         self._number = number
+        self.machine = cluster.machines.get(number, f"machine-{number}")
         self._held = {}
         self.received = []
         self.stopped = False
         cluster.nodes[number] = self
 
-    async def visit(self, task, refs):
-        self._cluster.visits.append((task, dict(refs)))
-        self.received += refs
+    async def visit(self, task, deliveries):
+        refs = {one.block: one.ref for one in deliveries}
+        self._cluster.visits.append((task, refs))
         fault = await self._cluster.take_fault("visit", task.visit.number)
         assert task.visit.node == self._number
-        self._held.update(refs)
-        inputs = [self._held[block] for block in range(len(task.versions))]
-        assert tuple(one.version for one in inputs) == task.versions
-        content = digest(
-            [one.content for one in inputs], task.seed, task.learning_rate, self._number
-        )
+        inputs = {one.block: self._take(one) for one in deliveries}
         trained = task.visit.trained
+        for block, version in enumerate(task.versions):
+            if (block, version) in self._held:
+                inputs[block] = self._held[block, version]
+            assert inputs[block].version == version
+        bases = {} if task.anchors is None else {b: self._held[b, task.anchors[b]] for b in trained}
+        content = digest(
+            [inputs[block].content for block in sorted(inputs)],
+            [bases[block].content for block in bases],
+            task.seed,
+            task.learning_rate,
+            self._number,
+        )
         for block in trained:
-            del self._held[block]
-        report = GOOD_REPORT
+            if task.anchors is None or task.anchors[block] != task.versions[block]:
+                self._held.pop((block, task.versions[block]), None)
+        size = BLOCK_BYTES if task.anchors is None else DELTA_BYTES
+        report = replace(GOOD_REPORT, parcel_bytes=(size,) * len(trained))
         if fault is Fault.DIVERGES:
             report = replace(report, finite=False, update_norm=math.inf)
         version = task.visit.number
-        return report, {b: FakeBlock(b, version, digest(content, b)) for b in trained}
+        return report, {b: FakeBlock(b, version, digest(content, b), bases.get(b)) for b in trained}
 
-    async def prefetch(self, refs):
-        self._cluster.prefetched.append((self._number, len(self._cluster.visits), dict(refs)))
-        self.received += refs
-        await self._cluster.take_fault("prefetch", self._number)
-        self._held.update(refs)
+    async def fetch(self, deliveries):
+        refs = {one.block: one.ref for one in deliveries}
+        self._cluster.fetched.append((self._number, len(self._cluster.visits), refs))
+        await self._cluster.take_fault("fetch", self._number)
+        taken = [self._take(one) for one in deliveries]
+        return [made for made, one in zip(taken, deliveries, strict=True) if one.base is not None]
+
+    def _take(self, delivery):
+        """Hold what came whole, or decode what did not, if its base is there."""
+        block = delivery.ref
+        self.received.append(delivery.block)
+        assert (block.block, block.version) == (delivery.block, delivery.version)
+        if delivery.base is None:
+            assert block.of is None
+            self._held[block.block, block.version] = block
+            return block
+        assert block.of == self._held[block.block, delivery.base]
+        return block.whole()
 
     async def progress(self):
         return (1, 2, 0.75)
@@ -153,8 +185,7 @@ class FakeNode:
 
     def release(self, block, version):
         self._cluster.released.append((self._number, block, version))
-        if block in self._held and self._held[block].version == version:
-            del self._held[block]
+        self._held.pop((block, version), None)
 
 
 class FakeLauncher:
@@ -174,6 +205,7 @@ class FakeLauncher:
 
 class FakeEngine:
     def __init__(self, cluster, blocks):
+        self.machine = "driver's machine"
         self._cluster = cluster
         self._blocks = blocks
 
@@ -195,14 +227,25 @@ class FakeEngine:
         self._cluster.stored = {(one.block, one.version): one for one in found}
         return found
 
-    async def serve(self, refs):
+    async def serve(self, refs, bases):
         await self._called("serve")
-        return [replace(one, served=True) for one in refs]
+        served = [replace(one, served=True) for one in refs]
+        return served, (self._decoded(served, bases) if bases else served)
+
+    async def decode(self, refs, bases):
+        await self._called("decode")
+        return self._decoded(refs, bases)
+
+    @staticmethod
+    def _decoded(refs, bases):
+        assert [one.of for one in refs] == list(bases)
+        return [one.whole() for one in refs]
 
     async def store(self, refs):
         if self._cluster.store_gate is not None:
             await self._cluster.store_gate.wait()
         await self._called("store")
+        assert all(one.of is None for one in refs)
         self._cluster.stored.update({(one.block, one.version): one for one in refs})
         return tuple(
             BlockRecord(
@@ -211,10 +254,17 @@ class FakeEngine:
             for one in refs
         )
 
+    async def update_norm(self, refs, superseded):
+        await self._called("update_norm")
+        assert [one.block for one in refs] == [one.block for one in superseded]
+        return float(
+            sum(new.version - old.version for new, old in zip(refs, superseded, strict=True))
+        )
+
     async def discard(self, blocks):
         await self._called("discard")
         for key in blocks:
-            del self._cluster.stored[key]
+            self._cluster.stored.pop(key, None)
 
     async def evaluate(self, refs):
         await self._called("evaluate")

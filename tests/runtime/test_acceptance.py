@@ -38,6 +38,11 @@ def test_refuses_a_change_above_the_limit_only():
     )
 
 
+def test_a_limit_needs_a_change_that_was_measured():
+    with pytest.raises(RuntimeError, match="must measure the change"):
+        judged({"max_update_norm": 1.5}, update_norm=None)
+
+
 def test_refuses_a_loss_that_grew_more_than_allowed_only():
     policy = {"max_loss_ratio": 1.5}
     assert judged(policy, loss=3.0, first_loss=2.0) == Accept()

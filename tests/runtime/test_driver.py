@@ -1,4 +1,5 @@
 import asyncio
+import math
 from itertools import groupby
 from pathlib import Path
 
@@ -238,6 +239,20 @@ def test_a_refused_visit_is_journalled_and_its_span_comes_again_sooner(cluster, 
     assert spans[2] == clean_spans[2]
 
 
+def test_the_change_of_an_accepted_visit_is_the_one_from_the_versions_it_started_from(
+    cluster, storage
+):
+    cluster.faults["visit", 4] = [Fault.DIVERGES]
+    run(make_driver(cluster, make_config(), storage).run())
+    expected = [
+        math.inf
+        if task.visit.number == 4
+        else sum(task.visit.number - task.versions[block] for block in task.visit.trained)
+        for task in tasks(cluster)
+    ]
+    assert [one.update_norm for one in Journal(storage).visits] == expected
+
+
 def test_a_refused_result_never_reaches_later_visits(cluster, storage):
     cluster.faults["visit", 4] = [Fault.DIVERGES]
     run(make_driver(cluster, make_config(), storage).run())
@@ -399,7 +414,7 @@ def test_holders_of_superseded_versions_are_told_to_release_them(cluster, storag
     expected = []
     for sent, (task, refs) in enumerate(cluster.visits, start=1):
         node, number = task.visit.node, task.visit.number
-        pulls = [(who, ahead) for who, after, ahead in cluster.prefetched if after == sent]
+        pulls = [(who, ahead) for who, after, ahead in cluster.fetched if after == sent]
         for who, pulled in [(node, refs), *pulls]:
             held[who].update({block: ref.version for block, ref in pulled.items()})
         for block in task.visit.trained:
@@ -421,11 +436,11 @@ def test_only_stale_blocks_are_sent(cluster, storage):
 
 def test_the_next_node_pulls_ahead_what_the_visit_under_way_can_not_change(cluster, storage):
     run(make_driver(cluster, make_config(), storage).run())
-    for node, sent, refs in cluster.prefetched:
+    for node, sent, refs in cluster.fetched:
         under_way, following = cluster.visits[sent - 1][0], cluster.visits[sent][0]
         assert node == following.visit.node != under_way.visit.node
         assert not set(refs) & set(under_way.visit.trained)
-    ahead = {sent for _, sent, _ in cluster.prefetched}
+    ahead = {sent for _, sent, _ in cluster.fetched}
     for number, (_, refs) in enumerate(cluster.visits[1:], start=1):
         if number in ahead:
             # A handover ships what the last visit trained, and nothing else.
@@ -434,8 +449,8 @@ def test_the_next_node_pulls_ahead_what_the_visit_under_way_can_not_change(clust
 
 
 @pytest.mark.parametrize("fault", [Fault.DIES, Fault.LACKS_BLOCKS])
-def test_a_prefetch_that_fails_is_made_up_by_the_visit(cluster, storage, clean, fault):
-    cluster.faults["prefetch", 1] = [fault]
+def test_what_could_not_be_fetched_ahead_is_sent_with_the_visit(cluster, storage, clean, fault):
+    cluster.faults["fetch", 1] = [fault]
     states = states_of(make_driver(cluster, make_config(), storage))
     assert states[-1].weights_sha256 == clean[1]
 
@@ -444,7 +459,7 @@ def test_a_client_server_run_serves_every_block_from_the_drivers_side(cluster, s
     config = make_config(transport={"mode": "client_server"})
     state = run(make_driver(cluster, config, storage).run())
     assert state.weights_sha256 == clean[1]
-    pulled = [refs for _, refs in cluster.visits] + [refs for *_, refs in cluster.prefetched]
+    pulled = [refs for _, refs in cluster.visits] + [refs for *_, refs in cluster.fetched]
     trained = [ref for refs in pulled for ref in refs.values() if ref.version > 0]
     assert trained
     assert all(ref.served for ref in trained)

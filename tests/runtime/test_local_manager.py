@@ -6,6 +6,7 @@ import pytest
 import torch
 from fakes import make_config
 
+from ray_snake.config import AcceptanceConfig
 from ray_snake.data import ShardSource
 from ray_snake.engine.objective import cross_entropy
 from ray_snake.engine.visit import VisitControl, VisitStoppedError
@@ -15,6 +16,7 @@ from ray_snake.planning.span import Span, Visit
 from ray_snake.runtime.local_manager import LocalManager
 from ray_snake.runtime.messages import VisitTask
 from ray_snake.runtime.preflight import check_shards
+from ray_snake.runtime.process_engine import ProcessEngine
 from ray_snake.runtime.recipe import Recipe
 
 CPU = torch.device("cpu")
@@ -60,13 +62,13 @@ def initial():
     return states
 
 
-def make_task(number=1, *, trained=(1, 2, 4), versions=(0,) * BLOCKS, seed=7):
+def make_task(number=1, *, trained=(1, 2, 4), versions=(0,) * BLOCKS, anchors=None, seed=7):
     visit = Visit(number=number, trip=1, node=2, span=Span(1, 3), trained=trained)
-    return VisitTask(visit=visit, versions=versions, learning_rate=0.1, seed=seed)
+    return VisitTask(visit=visit, versions=versions, anchors=anchors, learning_rate=0.1, seed=seed)
 
 
 def do(node, task, pulled):
-    return node.manager.visit(task, pulled, 0.0, VisitControl())
+    return node.manager.visit(task, pulled.values(), 0.0, VisitControl())
 
 
 def without_times(report):
@@ -102,8 +104,18 @@ def test_reports_what_was_done(node, initial):
     assert report.steps == 2 * -(-rows // 16)
     assert report.finite
     assert report.loss < report.first_loss
-    assert report.bytes_returned == sum(state.nbytes for state in states)
-    assert report.bytes_pulled == sum(state.nbytes for state in initial.values())
+    assert report.parcel_bytes == tuple(state.nbytes for state in states)
+
+
+def test_a_limit_to_the_change_has_the_node_measure_it_as_the_engine_would(initial, storage):
+    limited = CONFIG.model_copy(update={"acceptance": AcceptanceConfig(max_update_norm=1e3)})
+    report, states = do(make_node(config=limited), make_task(), initial)
+    free, same = do(make_node(), make_task(), initial)
+    assert free.update_norm is None
+    assert weights_sha256(same) == weights_sha256(states)
+    engine = ProcessEngine(Recipe(config=CONFIG), storage, None, CPU)
+    arrived = [initial[state.block] for state in states]
+    assert report.update_norm == engine.update_norm(states, arrived) > 0
 
 
 def test_pulled_blocks_are_never_written_to(node, initial):
@@ -145,20 +157,17 @@ def test_keeps_frozen_blocks_and_gives_away_trained_ones(node, initial):
     _, states = do(node, make_task(), initial)
     task = make_task(2, versions=(0, 1, 1, 0, 1))
     report, _ = do(node, task, {state.block: state for state in states})
-    # Its own results come back to it from where it put them: nothing moved.
-    assert report.bytes_pulled == 0
+    assert report.steps > 0
 
 
 def test_a_missing_block_is_refused(node, initial):
     do(node, make_task(), initial)
-    with pytest.raises(RuntimeError, match="needs version 0 of block 1; the node holds nothing"):
+    with pytest.raises(RuntimeError, match="version 0 of block 1 is needed; the node holds none"):
         do(node, make_task(2), {})
 
 
 def test_another_version_is_refused(node, initial):
-    with pytest.raises(
-        RuntimeError, match="visit 5 needs version 3 of block 2; the node holds version 0"
-    ):
+    with pytest.raises(RuntimeError, match="version 3 of block 2 is needed; the node holds 0"):
         do(node, make_task(5, versions=(0, 0, 3, 0, 0)), initial)
 
 
@@ -170,15 +179,16 @@ def test_releases_only_the_version_named(node, initial):
     _, states = do(node, make_task(1), pulled)
     assert weights_sha256(states) == weights_sha256(expected)
     node.manager.release(0, 0)
-    with pytest.raises(RuntimeError, match="version 0 of block 0; the node holds nothing"):
+    with pytest.raises(RuntimeError, match="version 0 of block 0 is needed; the node holds none"):
         do(node, trained, pulled)
 
 
-def test_what_a_prefetch_brings_during_a_visit_outlives_it(initial):
+def test_what_is_fetched_during_a_visit_outlives_it(initial):
     newer = {block: replace(initial[block], version=9) for block in (1, 3)}
 
     def loss(outputs, targets):
-        node.manager.prefetch(newer.values())
+        for state in newer.values():
+            node.manager.hold(state)
         return cross_entropy(outputs, targets)
 
     node = make_node(loss=loss)
@@ -196,7 +206,7 @@ def test_a_stopped_visit_can_be_done_again(node, initial):
     control = VisitControl()
     control.stop.set()
     with pytest.raises(VisitStoppedError):
-        node.manager.visit(make_task(), initial, 0.0, control)
+        node.manager.visit(make_task(), initial.values(), 0.0, control)
     _, states = do(node, make_task(), {})
     _, expected = do(make_node(), make_task(), initial)
     assert weights_sha256(states) == weights_sha256(expected)

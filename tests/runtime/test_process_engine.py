@@ -31,7 +31,7 @@ def engine(storage):
 
 def changed(state, version):
     """Another version of a block: every value one more."""
-    arrays = {name: array + np.float32(1) for name, array in state.arrays.items()}
+    arrays = {name: np.asarray(array + np.float32(1)) for name, array in state.arrays.items()}
     return replace(state, version=version, arrays=arrays)
 
 
@@ -63,6 +63,18 @@ def test_stored_blocks_come_back_as_they_were(engine, storage):
     restored = make(storage).restore(records)
     assert weights_sha256(restored) == weights_sha256(states)
     assert [(one.block, one.version) for one in restored] == [(one, 0) for one in range(5)]
+
+
+def test_the_change_counts_weights_and_not_statistics(storage):
+    recipe = Recipe(config=make_config(model={"options": {"width": 8, "norm": "batch"}}))
+    engine = ProcessEngine(recipe, storage, None, CPU)
+    states = engine.initial()[1:3]
+    assert any("running_var" in name for state in states for name in state.arrays)
+    stack = recipe.skeleton()
+    weights = [weight for block in (1, 2) for weight in stack.blocks[block].parameters()]
+    moved = [changed(state, 1) for state in states]
+    expected = sum(weight.numel() for weight in weights) ** 0.5
+    assert engine.update_norm(moved, states) == pytest.approx(expected, rel=1e-5)
 
 
 def test_discard_deletes_just_these_versions(engine, storage):

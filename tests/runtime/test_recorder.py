@@ -1,12 +1,13 @@
 import asyncio
 import threading
+from dataclasses import replace
 
 import pytest
 from fakes import BLOCK_BYTES, FakeBlock, FakeEngine, Fault, run, until
 
 from ray_snake.errors import StorageError
 from ray_snake.runtime.events import Evaluated, VisitDecided
-from ray_snake.runtime.handles import ProcessLostError
+from ray_snake.runtime.handles import BlocksLostError, ProcessLostError
 from ray_snake.runtime.journal import BlockRecord, Journal, VisitRecord
 from ray_snake.runtime.recorder import Recorder
 from ray_snake.storage import Storage
@@ -79,9 +80,22 @@ class WatchingEngine(FakeEngine):
         await super().discard(blocks)
 
 
-def make(cluster, storage, emit=lambda event: None, engine=None, **options):
+def make(
+    cluster,
+    storage,
+    emit=lambda event: None,
+    engine=None,
+    wholes=None,
+    on_whole=lambda *told_of: None,
+    **options,
+):
     return Recorder(
-        engine=engine or FakeEngine(cluster, 1), journal=Journal(storage), emit=emit, **options
+        engine=engine or FakeEngine(cluster, 1),
+        journal=Journal(storage),
+        emit=emit,
+        wholes=wholes or {(0, 0): block(0)},
+        on_whole=on_whole,
+        **options,
     )
 
 
@@ -89,9 +103,9 @@ def test_a_visit_is_journalled_after_its_blocks_and_supersedes_the_old_ones_last
     async def scenario():
         engine = WatchingEngine(cluster, storage)
         recorder = make(cluster, storage, engine=engine)
-        await recorder.start([block(0)])
-        await recorder.visit(record(1), {0: block(1)})
-        await recorder.visit(record(2), {0: block(2)})
+        await recorder.start()
+        await recorder.visit(record(1), {0: block(1)}, anchors=None)
+        await recorder.visit(record(2), {0: block(2)}, anchors=None)
         await recorder.drain()
         return engine.seen
 
@@ -104,14 +118,89 @@ def test_a_visit_is_journalled_after_its_blocks_and_supersedes_the_old_ones_last
     ]
 
 
+def test_a_change_that_the_node_did_not_measure_is_measured_behind_it(cluster, storage):
+    async def scenario():
+        wholes = {(0, 0): block(0), (1, 0): block(0, 1)}
+        recorder = make(cluster, storage, wholes=wholes)
+        await recorder.start()
+        made = {1: block(4, 1), 0: block(4)}
+        await recorder.visit(record(4, update_norm=None), made, anchors=None)
+        await recorder.visit(record(5, update_norm=0.5), {0: block(5)}, anchors=None)
+        await recorder.visit(record(6, update_norm=None, accepted=False), {}, anchors=None)
+        await recorder.visit(record(7, update_norm=None), {0: block(7)}, anchors=None)
+        await recorder.drain()
+
+    run(scenario())
+    # A fake change is the sum of the versions' distances.
+    assert [one.update_norm for one in Journal(storage).visits] == [8.0, 0.5, None, 2.0]
+    assert cluster.calls["update_norm"] == 2
+
+
+def test_a_visit_whose_change_could_not_be_measured_is_not_journalled(cluster, storage):
+    async def scenario():
+        cluster.faults["update_norm", 1] = [Fault.LACKS_BLOCKS]
+        recorder = make(cluster, storage)
+        await recorder.start()
+        await recorder.visit(record(1, update_norm=None), {0: block(1)}, anchors=None)
+        with pytest.raises(BlocksLostError, match="update_norm 1"):
+            await recorder.drain()
+        await recorder.close()
+
+    run(scenario())
+    assert kinds(storage) == ["start"]
+
+
+class TestDifferences:
+    """Blocks that came as the difference from an anchor."""
+
+    @staticmethod
+    def delta(version, of):
+        return replace(block(version), of=of)
+
+    def test_are_stored_whole_and_their_anchor_is_kept(self, cluster, storage):
+        told = []
+
+        async def scenario():
+            recorder = make(cluster, storage, on_whole=lambda *told_of: told.append(told_of))
+            await recorder.start()
+            for version in (1, 2):
+                made = {0: self.delta(version, block(0))}
+                await recorder.visit(record(version), made, anchors=(0,))
+            await recorder.drain()
+            kept = sorted(cluster.stored)
+            await recorder.visit(record(3), {0: self.delta(3, block(2))}, anchors=(2,))
+            await recorder.drain()
+            return kept, sorted(cluster.stored)
+
+        assert run(scenario()) == ([(0, 0), (0, 2)], [(0, 2), (0, 3)])
+        assert told == [(0, version, block(version)) for version in (1, 2, 3)]
+
+    def test_that_the_drivers_side_has_decoded_already_are_not_decoded_again(
+        self, cluster, storage
+    ):
+        async def scenario():
+            recorder = make(cluster, storage)
+            await recorder.start()
+            made = {0: self.delta(1, block(0))}
+            await recorder.visit(record(1), made, anchors=(0,), wholes={0: block(1)})
+            # The next visit may be the difference from it before it is journalled.
+            early = recorder.whole(0, 1)
+            await recorder.drain()
+            return early
+
+        assert run(scenario()) == block(1)
+        assert cluster.calls["decode"] == 0
+        assert sorted(cluster.stored) == [(0, 0), (0, 1)]
+
+
 def test_nothing_is_journalled_while_the_first_store_is_slow(cluster, storage):
     async def scenario():
         cluster.store_gate = asyncio.Event()
         recorder = make(cluster, storage)
-        await recorder.start([block(0)])
-        await recorder.visit(record(1, accepted=False, reason="too far"), {})
-        await recorder.evaluation(visit=1, trip=1, refs=[block(0)])
-        await recorder.visit(record(2), {0: block(2)})
+        await recorder.start()
+        await recorder.visit(record(1, accepted=False, reason="too far"), {}, anchors=None)
+        await recorder.evaluation(visit=1, trip=1)
+        await recorder.visit(record(2), {0: block(2)}, anchors=None)
         await asyncio.sleep(0)
         before = kinds(storage)
         cluster.store_gate.set()
@@ -130,8 +219,8 @@ def test_events_come_once_the_journal_has_the_record(cluster, storage):
 
     async def scenario():
         recorder = make(cluster, storage, emit)
-        await recorder.visit(record(1), {0: block(1)})
-        await recorder.evaluation(visit=1, trip=1, refs=[block(1)])
+        await recorder.visit(record(1), {0: block(1)}, anchors=None)
+        await recorder.evaluation(visit=1, trip=1)
         await recorder.drain()
 
     run(scenario())
@@ -145,15 +234,15 @@ def test_what_comes_after_a_failure_is_not_journalled(cluster, storage):
     async def scenario():
         cluster.faults["store", 2] = [Fault.DIES]
         recorder = make(cluster, storage)
-        await recorder.visit(record(1), {0: block(1)})
-        await recorder.visit(record(2), {0: block(2)})
-        await recorder.visit(record(3, accepted=False), {})
+        await recorder.visit(record(1), {0: block(1)}, anchors=None)
+        await recorder.visit(record(2), {0: block(2)}, anchors=None)
+        await recorder.visit(record(3, accepted=False), {}, anchors=None)
         with pytest.raises(ProcessLostError, match="store 2 died"):
             await recorder.drain()
         with pytest.raises(ProcessLostError, match="store 2 died"):
             recorder.raise_failure()
         with pytest.raises(ProcessLostError, match="store 2 died"):
-            await recorder.visit(record(4), {0: block(4)})
+            await recorder.visit(record(4), {0: block(4)}, anchors=None)
         await recorder.close()
 
     run(scenario())
@@ -164,7 +253,7 @@ def test_a_refused_append_surfaces(cluster, storage, tmp_path):
     async def scenario():
         recorder = make(cluster, storage)
         (tmp_path / "run").write_text("a file where the folder should be")
-        await recorder.visit(record(1), {0: block(1)})
+        await recorder.visit(record(1), {0: block(1)}, anchors=None)
         with pytest.raises(StorageError):
             await recorder.drain()
         await recorder.close()
@@ -176,9 +265,9 @@ def test_a_full_backlog_holds_up_the_driver(cluster, storage):
     async def scenario():
         cluster.store_gate = asyncio.Event()
         recorder = make(cluster, storage, backlog=1)
-        await recorder.visit(record(1), {0: block(1)})
-        await recorder.visit(record(2), {0: block(2)})
-        third = asyncio.create_task(recorder.visit(record(3), {0: block(3)}))
+        await recorder.visit(record(1), {0: block(1)}, anchors=None)
+        await recorder.visit(record(2), {0: block(2)}, anchors=None)
+        third = asyncio.create_task(recorder.visit(record(3), {0: block(3)}, anchors=None))
         for _ in range(20):
             await asyncio.sleep(0)
         held_up = not third.done()
@@ -196,8 +285,8 @@ def test_close_drops_what_waits_and_outlives_a_running_append(cluster, tmp_path)
 
     async def scenario():
         recorder = make(cluster, storage)
-        await recorder.visit(record(1), {0: block(1)})
-        await recorder.visit(record(2), {0: block(2)})
+        await recorder.visit(record(1), {0: block(1)}, anchors=None)
+        await recorder.visit(record(2), {0: block(2)}, anchors=None)
         await until(storage.began.is_set)
         closing = asyncio.create_task(recorder.close())
         for _ in range(20):

@@ -40,6 +40,11 @@ def test_refused_visit_has_a_row_without_an_evaluation(visit_record, evaluation_
     assert table.column("test_accuracy").to_pylist() == [None, 0.875]
 
 
+def test_a_change_that_nobody_measured_is_null(visit_record):
+    table = history_table([visit_record(1, accepted=False, update_norm=None), visit_record(1)])
+    assert table.column("update_norm").to_pylist() == [None, 0.25]
+
+
 def test_table_without_visits_has_the_columns_too():
     assert history_table([]).schema == HISTORY_SCHEMA
     assert history_table([]).num_rows == 0

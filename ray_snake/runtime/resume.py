@@ -1,0 +1,67 @@
+"""Where a run goes on: schedule, anchors and blocks as its journal left them."""
+
+from __future__ import annotations
+
+from ray_snake.config import CodecConfig
+from ray_snake.errors import CheckpointError
+from ray_snake.layers.ledger import BlockVersion
+from ray_snake.planning.anchor import Anchors, make_anchors
+from ray_snake.planning.schedule import Schedule
+from ray_snake.runtime.handles import EngineHandle, Ref
+from ray_snake.runtime.journal import Journal
+
+
+def replay(journal: Journal, schedule: Schedule, codec: CodecConfig) -> tuple[Anchors | None, int]:
+    """Take a new schedule to where the journal ends.
+
+    Returns:
+        The anchors there (none where blocks travel whole), and how many of the last visits were
+        refused in a row.
+
+    Raises:
+        CheckpointError: If the journal holds visits that the schedule does not plan.
+    """
+    versions = [0] * schedule.blocks
+    anchors = make_anchors(codec, blocks=schedule.blocks, nodes=schedule.nodes)
+    refused_in_a_row = 0
+    for record in journal.visits:
+        visit = schedule.next()
+        if visit is None or (visit.number, visit.node, visit.trained) != (
+            record.visit,
+            record.node,
+            record.trained,
+        ):
+            raise CheckpointError(
+                f"visit {record.visit} of the journal of {journal.uri} is not the one that these "
+                "settings plan",
+                "resume with the settings and the version the run was started with",
+            )
+        if anchors is not None:
+            anchors.advance(visit, anchors.at(visit, versions))
+        for block in record.blocks:
+            versions[block.block] = block.version
+        if record.accepted:
+            refused_in_a_row = 0
+        else:
+            refused_in_a_row += 1
+            schedule.refused(visit)
+    return anchors, refused_in_a_row
+
+
+async def stored_blocks(
+    journal: Journal, anchors: Anchors | None, engine: EngineHandle
+) -> dict[BlockVersion, Ref]:
+    """Return the journal's current blocks and the anchors, whole; of a new run the initial ones.
+
+    Raises:
+        CheckpointError: If one is missing or damaged.
+    """
+    stored = journal.current_blocks()
+    if not stored:
+        return {(block, 0): ref for block, ref in enumerate(await engine.initial())}
+    if anchors is not None:
+        current = set(stored)
+        bases = [journal.block(*one) for one in enumerate(anchors.versions)]
+        stored += [one for one in bases if one not in current]
+    refs = await engine.restore(stored)
+    return {(one.block, one.version): ref for one, ref in zip(stored, refs, strict=True)}

@@ -15,6 +15,7 @@ QUICK_HEALTH_CHECKS = {
     "health_check_period_ms": 500,
     "health_check_timeout_ms": 1000,
     "health_check_failure_threshold": 3,
+    "metrics_report_interval_ms": 500,
 }
 
 

@@ -14,7 +14,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 PACKAGES = sorted(one.parent.name for one in PACKAGE.glob("*/__init__.py"))
 MOST_LINES = 450
 # Where the actors live and the cluster is asked; all else works without Ray.
-SHELLS = {"actors", "cluster", "driver_actor", "launch"}
+SHELLS = {"actors", "cluster", "driver_actor", "launch", "meter"}
 # What the driver consists of: it does no tensor maths.
 DRIVER_SIDE = {
     "acceptance",
@@ -24,8 +24,10 @@ DRIVER_SIDE = {
     "journal",
     "messages",
     "recorder",
+    "resume",
     "roster",
     "states",
+    "supply",
 }
 LOADS_CODE = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 

@@ -36,6 +36,9 @@ _SYSTEM_CONFIG = {
     "health_check_period_ms": 500,
     "health_check_timeout_ms": 1000,
     "health_check_failure_threshold": 3,
+    # Ray pulls again what has not arrived within 10 s: over a slow link everything would go twice.
+    "object_manager_pull_timeout_ms": 120_000,
+    "metrics_report_interval_ms": 1000,
 }
 
 

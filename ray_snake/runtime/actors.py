@@ -18,6 +18,7 @@ from ray_snake.runtime.messages import (
     VisitReport,
     VisitTask,
 )
+from ray_snake.runtime.meter import machine_name
 from ray_snake.runtime.recipe import Recipe
 from ray_snake.storage import Storage
 
@@ -57,7 +58,7 @@ class SnakeNode:
         self._recipe = recipe
 
     def open(self) -> tuple[str, dict[int, int]]:
-        """Open every node's shard; return the machine's Ray id, and rows by node number.
+        """Open every node's shard; return the machine's name, and rows by node number.
 
         Raises:
             InputError: If a shard can't be used, or the model can't be built.
@@ -75,7 +76,7 @@ class SnakeNode:
             for node, spec in self._specs.items()
         }
         samples = {node: manager.samples for node, manager in self._managers.items()}
-        return ray.get_runtime_context().get_node_id(), samples
+        return machine_name(ray.get_runtime_context().get_node_id()), samples
 
     def visit(
         self,

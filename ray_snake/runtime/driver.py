@@ -31,6 +31,7 @@ from ray_snake.runtime.events import (
 from ray_snake.runtime.handles import (
     BlocksLostError,
     EngineHandle,
+    Meter,
     NodeHandle,
     ProcessLostError,
     Ref,
@@ -69,6 +70,7 @@ class Driver:
         storage: The run's folder.
         engine: The process engine, not yet started.
         roster: The nodes, not yet started.
+        meter: Counts what machines receive.
         evaluates: Whether the process engine has held-out rows.
         emit: Told everything that happens, in order.
     """
@@ -82,6 +84,7 @@ class Driver:
         storage: Storage,
         engine: EngineHandle,
         roster: Roster,
+        meter: Meter,
         evaluates: bool,
         emit: Callable[[Event], None],
     ) -> None:
@@ -92,6 +95,7 @@ class Driver:
         self._storage = storage
         self._engine = engine
         self._roster = roster
+        self._meter = meter
         self._evaluates = evaluates
         self._emit = emit
         self._recoveries_left = config.failures.recoveries
@@ -162,6 +166,7 @@ class Driver:
             await self._evaluate_if_missing(journal)
         else:
             await self._recorder_or_fail().start()
+        await self._recorder_or_fail().traffic(visit=len(journal.visits))
         return Scheduling()
 
     def _take_up(
@@ -175,6 +180,7 @@ class Driver:
         self._recorder = Recorder(
             engine=self._engine,
             journal=journal,
+            meter=self._meter,
             emit=self._emit,
             wholes=wholes,
             on_whole=on_whole,
@@ -308,6 +314,7 @@ class Driver:
             trip=visit.trip,
             node=visit.node,
             node_name=self._names[visit.node],
+            machine=state.machine,
             span=(visit.span.start, visit.span.stop),
             trained=visit.trained,
             learning_rate=state.task.learning_rate,
@@ -329,6 +336,8 @@ class Driver:
         self._count_decision(visit, accepted=accepted)
         if self._evaluation_is_due(visit.number):
             await recorder.evaluation(visit=visit.number, trip=visit.trip)
+        if visit.number % len(self._names) == 0:
+            await recorder.traffic(visit=visit.number, last=visit.number == self._schedule.total)
         if self._refused_in_a_row > self._config.acceptance.max_refused:
             await recorder.drain()
             raise VisitFailedError(

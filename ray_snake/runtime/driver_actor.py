@@ -16,6 +16,7 @@ from ray_snake.runtime.driver import Driver
 from ray_snake.runtime.events import Event
 from ray_snake.runtime.launch import RayEngine, RayNodeLauncher
 from ray_snake.runtime.messages import BlockTable, NodeSpec
+from ray_snake.runtime.meter import RayMeter
 from ray_snake.runtime.roster import Roster, group_nodes
 from ray_snake.runtime.states import Failed
 from ray_snake.storage import Storage
@@ -112,6 +113,7 @@ def make_driver(
         storage=storage,
         engine=RayEngine(recipe, storage, evaluation, config.evaluation.gpus, len(blocks.names)),
         roster=roster,
+        meter=RayMeter(),
         evaluates=evaluation is not None,
         emit=emit,
     )

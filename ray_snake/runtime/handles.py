@@ -87,6 +87,16 @@ class NodeLauncher(Protocol):
         """End the process of these nodes, if there is one."""
 
 
+class Meter(Protocol):
+    """Counts what really moves between machines."""
+
+    async def received(self) -> Mapping[str, int]:
+        """Return bytes that each machine has received from others so far, as last reported.
+
+        Machines go by their names in the journal. {} where there is nothing to count.
+        """
+
+
 class EngineHandle(Protocol):
     """The process engine. Each method raises ProcessLostError if its process died."""
 

@@ -75,6 +75,7 @@ class VisitRecord(Record):
         trip: The trip it belongs to, from 1.
         node: The node's number, from 0.
         node_name: The node's name, as the user knows it.
+        machine: The machine it was on; nodes with the same one share an object store.
         span: First block and the block after the last.
         trained: All blocks it trained, the ends included.
         learning_rate: The visit's learning rate.
@@ -103,6 +104,7 @@ class VisitRecord(Record):
     trip: int
     node: int
     node_name: str
+    machine: str = ""
     span: tuple[int, int]
     trained: tuple[int, ...]
     learning_rate: float
@@ -147,7 +149,26 @@ class EvaluationRecord(Record):
     finished_at: float
 
 
-JournalRecord = StartRecord | VisitRecord | EvaluationRecord
+class TrafficRecord(Record):
+    """What machines had received from others, as their object managers count it.
+
+    Attributes:
+        visit: The last decided visit.
+        driver_machine: The driver's machine.
+        received: Bytes by machine since its raylet started; other jobs' count too.
+        first: Whether a run started or went on here: differences are taken from here on.
+        finished_at: Unix time of the reading.
+    """
+
+    kind: Literal["traffic"] = "traffic"
+    visit: int
+    driver_machine: str
+    received: dict[str, int]
+    first: bool
+    finished_at: float
+
+
+JournalRecord = StartRecord | VisitRecord | EvaluationRecord | TrafficRecord
 _RECORD: TypeAdapter[JournalRecord] = TypeAdapter(
     Annotated[JournalRecord, Field(discriminator="kind")]
 )
@@ -218,7 +239,7 @@ class Journal:
 
     def _take(self, record: JournalRecord) -> None:
         self._records.append(record)
-        if not isinstance(record, EvaluationRecord):
+        if isinstance(record, StartRecord | VisitRecord):
             self._current.update((block.block, block) for block in record.blocks)
             self._blocks.update(((one.block, one.version), one) for one in record.blocks)
 

@@ -33,6 +33,7 @@ from ray_snake.runtime.messages import (
     VisitReport,
     VisitTask,
 )
+from ray_snake.runtime.meter import machine_name
 from ray_snake.storage import Storage
 
 CONTROL_TIMEOUT_SECONDS = 5.0
@@ -247,7 +248,7 @@ class RayEngine:
         )
         self._actor: Any = None
         self._blocks = blocks
-        self.machine = str(ray.get_runtime_context().get_node_id())
+        self.machine = machine_name(ray.get_runtime_context().get_node_id())
 
     async def start(self) -> None:
         """Start the actor, anew if it had died; calls wait until it is up."""

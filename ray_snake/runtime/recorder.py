@@ -12,8 +12,18 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
 from ray_snake.layers.ledger import BlockVersion
 from ray_snake.runtime.events import Evaluated, Event, VisitDecided
-from ray_snake.runtime.handles import EngineHandle, Ref
-from ray_snake.runtime.journal import EvaluationRecord, Journal, StartRecord, VisitRecord
+from ray_snake.runtime.handles import EngineHandle, Meter, Ref
+from ray_snake.runtime.journal import (
+    EvaluationRecord,
+    Journal,
+    JournalRecord,
+    StartRecord,
+    TrafficRecord,
+    VisitRecord,
+)
+
+COUNTERS_SECONDS = 12.0
+"""How long a run's end waits for counters of what moved: Ray reports them every 10 s."""
 
 
 class Recorder:
@@ -25,6 +35,7 @@ class Recorder:
     Args:
         engine: Writes blocks and judges models.
         journal: The run's journal.
+        meter: Counts what machines receive.
         emit: Told what the journal has.
         wholes: The whole blocks that are there already, by block and version.
         on_whole: Told (block, version, ref) of each that was decoded since.
@@ -36,6 +47,7 @@ class Recorder:
         *,
         engine: EngineHandle,
         journal: Journal,
+        meter: Meter,
         emit: Callable[[Event], None],
         wholes: Mapping[BlockVersion, Ref],
         on_whole: Callable[[int, int, Ref], None],
@@ -43,6 +55,9 @@ class Recorder:
     ) -> None:
         self._engine = engine
         self._journal = journal
+        self._meter = meter
+        self._received_before: int | None = None
+        self._predicted = 0
         self._emit = emit
         self._wholes = dict(wholes)
         self._on_whole = on_whole
@@ -95,6 +110,7 @@ class Recorder:
                 )
             complete = record.model_copy(update={"blocks": blocks, "update_norm": change})
             await self._append(complete)
+            self._predicted += sum(one.bytes for one in record.transfers)
             self._emit(VisitDecided(record=complete))
             await self._discard(anchors)
 
@@ -149,6 +165,42 @@ class Recorder:
 
         await self._add(work)
 
+    async def traffic(self, *, visit: int, last: bool = False) -> None:
+        """Journal what machines have received so far.
+
+        Args:
+            visit: The last decided visit.
+            last: Wait until the counters know of all that was to move, for a while.
+        """
+
+        async def work() -> None:
+            deadline = time.monotonic() + COUNTERS_SECONDS
+            received = await self._meter.received()
+            first, before = self._received_before is None, self._received_before or 0
+            while (
+                last
+                and received
+                and sum(received.values()) - before < self._predicted
+                and time.monotonic() < deadline
+            ):
+                await asyncio.sleep(COUNTERS_SECONDS / 24)
+                received = await self._meter.received()
+            if not received:
+                return
+            if first:
+                self._received_before = sum(received.values())
+            await self._append(
+                TrafficRecord(
+                    visit=visit,
+                    driver_machine=self._engine.machine,
+                    received=dict(received),
+                    first=first,
+                    finished_at=time.time(),
+                )
+            )
+
+        await self._add(work)
+
     async def weights_sha256(self) -> str:
         """Return SHA-256 over all blocks (hexadecimal) once all so far is on storage."""
         await self.drain()
@@ -195,7 +247,7 @@ class Recorder:
             await before
         await work()
 
-    async def _append(self, record: StartRecord | VisitRecord | EvaluationRecord) -> None:
+    async def _append(self, record: JournalRecord) -> None:
         # A cancelled append would go on in its thread, and could later write over newer records.
         self._writing = asyncio.ensure_future(asyncio.to_thread(self._journal.append, record))
         await asyncio.shield(self._writing)

@@ -22,6 +22,7 @@ HISTORY_SCHEMA: pa.Schema = pa.schema(
         _column("trip", pa.int64(), "The trip it belongs to, from 1."),
         _column("node", pa.int64(), "The node's number, from 0."),
         _column("node_name", pa.string(), "The node's name."),
+        _column("machine", pa.string(), "The machine it was on, by Ray's id."),
         _column("span_start", pa.int64(), "First block of the span, from 0."),
         _column("span_stop", pa.int64(), "The block after the span's last."),
         _column("learning_rate", pa.float64(), "The visit's learning rate."),
@@ -44,8 +45,19 @@ HISTORY_SCHEMA: pa.Schema = pa.schema(
             "nobody had to measure.",
             nullable=True,
         ),
-        _column("bytes_pulled", pa.int64(), "Block versions that the node pulled.", "bytes"),
+        _column(
+            "bytes_pulled",
+            pa.int64(),
+            "Block versions that the node pulled, as if it were alone on its machine.",
+            "bytes",
+        ),
         _column("bytes_returned", pa.int64(), "Block versions that it returned.", "bytes"),
+        _column(
+            "network_bytes",
+            pa.int64(),
+            "What went between machines for it, to the node and to the driver's side.",
+            "bytes",
+        ),
         _column("pull_seconds", pa.float64(), "Getting and loading those blocks.", "seconds"),
         _column("train_seconds", pa.float64(), "Training, prefix and teacher included.", "seconds"),
         _column("seconds", pa.float64(), "From sending the visit to its decision.", "seconds"),
@@ -93,6 +105,7 @@ def history_table(records: Iterable[JournalRecord]) -> pa.Table:
     for visit in visits:
         row: dict[str, object] = {name: getattr(visit, name) for name in _SAME_NAME}
         row["span_start"], row["span_stop"] = visit.span
+        row["network_bytes"] = sum(one.bytes for one in visit.transfers)
         # A refused visit may be done again under its number: its result was never evaluated.
         evaluation = evaluations.get(visit.visit) if visit.accepted else None
         row["test_loss"] = None if evaluation is None else evaluation.loss

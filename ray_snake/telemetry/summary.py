@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ray_snake.runtime.journal import EvaluationRecord, JournalRecord, VisitRecord
+from ray_snake.telemetry.traffic import traffic
 
 
 def run_summary(run: str, records: Iterable[JournalRecord], weights_sha256: str) -> dict[str, Any]:
@@ -25,12 +26,18 @@ def run_summary(run: str, records: Iterable[JournalRecord], weights_sha256: str)
         - `trips`: number of the last trip with a decided visit;
         - `visits`: accepted visits;
         - `refused`: refused visits;
-        - `bytes_moved`: bytes of all blocks that nodes pulled, for refused visits too. What a node
-          returns is counted once, where the next node pulls it;
+        - `bytes_moved`: bytes of all blocks that nodes pulled, for refused visits too, as if each
+          node were alone on its machine. What a node returns is counted once, where the next node
+          pulls it;
+        - `nodes`: by node name, `visits`, `bytes_pulled` and `bytes_returned` in the same way;
+        - `network`: what went between machines: `predicted` by the ledger and `measured` by the
+          object managers (none where nobody counted), in all and by the receiving one of
+          `machines`; and `links`, the predicted bytes from node to node;
         - `seconds`: time in which a visit or an evaluation was under way; time between a crash and
           its resume is not counted, nor are visits at the same time counted twice;
         - `weights_sha256`: as given.
     """
+    records = list(records)
     journal = [one for one in records if isinstance(one, VisitRecord | EvaluationRecord)]
     visits = [record for record in journal if isinstance(record, VisitRecord)]
     return {
@@ -40,9 +47,23 @@ def run_summary(run: str, records: Iterable[JournalRecord], weights_sha256: str)
         "visits": sum(visit.accepted for visit in visits),
         "refused": sum(not visit.accepted for visit in visits),
         "bytes_moved": bytes_moved(visits),
+        "nodes": _nodes(visits),
+        "network": traffic(records).summary(),
         "seconds": round(busy_seconds(journal), 3),
         "weights_sha256": weights_sha256,
     }
+
+
+def _nodes(visits: Iterable[VisitRecord]) -> dict[str, dict[str, int]]:
+    nodes: dict[str, dict[str, int]] = {}
+    for visit in visits:
+        own = nodes.setdefault(
+            visit.node_name, {"visits": 0, "bytes_pulled": 0, "bytes_returned": 0}
+        )
+        own["visits"] += 1
+        own["bytes_pulled"] += visit.bytes_pulled
+        own["bytes_returned"] += visit.bytes_returned
+    return nodes
 
 
 def bytes_moved(visits: Iterable[VisitRecord]) -> int:

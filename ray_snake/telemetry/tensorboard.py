@@ -14,8 +14,15 @@ from collections.abc import Iterable
 from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from ray_snake.runtime.journal import EvaluationRecord, JournalRecord, VisitRecord
+from ray_snake.runtime.journal import (
+    EvaluationRecord,
+    JournalRecord,
+    StartRecord,
+    TrafficRecord,
+    VisitRecord,
+)
 from ray_snake.storage import Storage
+from ray_snake.telemetry.traffic import Traffic
 
 FOLDER = "tensorboard"
 FILE_VERSION = "brain.Event:2"
@@ -28,7 +35,9 @@ class EventFile:
     A visit is a step: `loss/train`, `accuracy/train`, `learning_rate`, `update_norm`, `trip`,
     `visits/refused` (so far), `bytes/pulled`, `bytes/returned`, `bytes/total` (pulled so far),
     `seconds/visit`, `seconds/pull`, `seconds/train`; and, from evaluations, `loss/test`,
-    `accuracy/test`, `seconds/evaluation`. Bytes and seconds are plain numbers in those units.
+    `accuracy/test`, `seconds/evaluation`. Where there are several machines, `network/predicted`
+    and `network/measured` are what went between them so far, `network/to/MACHINE` what one of them
+    received. Bytes and seconds are plain numbers in those units.
 
     A part's name says which of the journal's records it holds, counted from 0. So a run that
     resumes goes on after what is stored, and no point is there twice.
@@ -50,6 +59,7 @@ class EventFile:
                 self._stored = max(self._stored, int(part[2]) + 1)
         self._added = 0
         self._bytes_total = 0
+        self._traffic = Traffic()
         self._refused = 0
         self._pending: list[event_pb2.Event] = []
         for record in records:
@@ -57,10 +67,11 @@ class EventFile:
 
     def add(self, record: JournalRecord) -> None:
         """Take the journal's next record; it is stored by the next `flush`."""
+        self._traffic.add(record)
         if isinstance(record, VisitRecord):
             self._bytes_total += record.bytes_pulled
             self._refused += not record.accepted
-        if self._added >= self._stored and isinstance(record, VisitRecord | EvaluationRecord):
+        if self._added >= self._stored and not isinstance(record, StartRecord):
             self._pending.append(self._event(record))
         self._added += 1
 
@@ -85,16 +96,8 @@ class EventFile:
         self._stored = self._added
         self._pending.clear()
 
-    def _event(self, record: VisitRecord | EvaluationRecord) -> event_pb2.Event:
-        scalars = (
-            self._visit_scalars(record)
-            if isinstance(record, VisitRecord)
-            else {
-                "loss/test": record.loss,
-                "accuracy/test": record.accuracy,
-                "seconds/evaluation": record.seconds,
-            }
-        )
+    def _event(self, record: VisitRecord | EvaluationRecord | TrafficRecord) -> event_pb2.Event:
+        scalars = self._scalars(record)
         values = [
             summary_pb2.Summary.Value(tag=tag, simple_value=value)
             for tag, value in scalars.items()
@@ -105,6 +108,25 @@ class EventFile:
             step=record.visit,
             summary=summary_pb2.Summary(value=values),
         )
+
+    def _scalars(
+        self, record: VisitRecord | EvaluationRecord | TrafficRecord
+    ) -> dict[str, float | None]:
+        match record:
+            case VisitRecord():
+                return self._visit_scalars(record)
+            case EvaluationRecord():
+                return {
+                    "loss/test": record.loss,
+                    "accuracy/test": record.accuracy,
+                    "seconds/evaluation": record.seconds,
+                }
+            case TrafficRecord():
+                return {
+                    "network/predicted": self._traffic.predicted_total,
+                    "network/measured": self._traffic.measured_total,
+                    **{f"network/to/{to}": n for to, n in self._traffic.measured.items()},
+                }
 
     def _visit_scalars(self, record: VisitRecord) -> dict[str, float | None]:
         return {

@@ -85,6 +85,7 @@ class FakeCluster:
         killed: Likewise.
         calls: Engine calls by method.
         store_gate: Storing waits until it is set.
+        readings: What the meter reads next, by machine; nothing once they are used up.
     """
 
     faults: dict[tuple[str, int], list[Fault]] = field(default_factory=dict)
@@ -98,6 +99,7 @@ class FakeCluster:
     killed: list = field(default_factory=list)
     calls: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     store_gate: asyncio.Event | None = None
+    readings: list = field(default_factory=list)
 
     async def take_fault(self, method, number):
         """Do the next fault of this call, if one is left; return it if it is the caller's to do."""
@@ -203,6 +205,18 @@ class FakeLauncher:
         self._cluster.killed.append(group)
 
 
+class FakeMeter:
+    """Counts what the cluster's nodes were sent, where a test lets it."""
+
+    def __init__(self, cluster):
+        self._cluster = cluster
+
+    async def received(self):
+        if self._cluster.readings:
+            return self._cluster.readings.pop(0)
+        return {}
+
+
 class FakeEngine:
     def __init__(self, cluster, blocks):
         self.machine = "driver's machine"
@@ -297,6 +311,7 @@ def make_driver(cluster, config, storage, *, nodes=3, blocks=4, evaluates=False,
         storage=storage,
         engine=FakeEngine(cluster, blocks),
         roster=roster,
+        meter=FakeMeter(cluster),
         evaluates=evaluates,
         emit=emit,
     )

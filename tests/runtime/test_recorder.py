@@ -3,12 +3,13 @@ import threading
 from dataclasses import replace
 
 import pytest
-from fakes import BLOCK_BYTES, FakeBlock, FakeEngine, Fault, run, until
+from fakes import BLOCK_BYTES, FakeBlock, FakeEngine, FakeMeter, Fault, run, until
 
 from ray_snake.errors import StorageError
+from ray_snake.runtime import recorder as recorder_module
 from ray_snake.runtime.events import Evaluated, VisitDecided
 from ray_snake.runtime.handles import BlocksLostError, ProcessLostError
-from ray_snake.runtime.journal import BlockRecord, Journal, VisitRecord
+from ray_snake.runtime.journal import BlockRecord, Journal, TrafficRecord, Transfer, VisitRecord
 from ray_snake.runtime.recorder import Recorder
 from ray_snake.storage import Storage
 
@@ -92,6 +93,7 @@ def make(
     return Recorder(
         engine=engine or FakeEngine(cluster, 1),
         journal=Journal(storage),
+        meter=FakeMeter(cluster),
         emit=emit,
         wholes=wholes or {(0, 0): block(0)},
         on_whole=on_whole,
@@ -191,6 +193,55 @@ class TestDifferences:
         assert run(scenario()) == block(1)
         assert cluster.calls["decode"] == 0
         assert sorted(cluster.stored) == [(0, 0), (0, 1)]
+
+
+class TestTraffic:
+    """What machines received, as their counters say."""
+
+    @staticmethod
+    def readings(storage):
+        return [one for one in Journal(storage) if isinstance(one, TrafficRecord)]
+
+    def test_is_journalled_from_where_the_run_starts(self, cluster, storage):
+        cluster.readings = [{"m": 100, "n": 5}, {"m": 130, "n": 5}]
+
+        async def scenario():
+            recorder = make(cluster, storage)
+            await recorder.traffic(visit=0)
+            await recorder.visit(record(1), {0: block(1)}, anchors=None)
+            await recorder.traffic(visit=1)
+            await recorder.drain()
+
+        run(scenario())
+        first, second = self.readings(storage)
+        assert (first.visit, first.first, first.received) == (0, True, {"m": 100, "n": 5})
+        assert (second.visit, second.first, second.received) == (1, False, {"m": 130, "n": 5})
+        assert first.driver_machine == "driver's machine"
+
+    def test_at_the_end_it_waits_for_counters_that_report_late(self, cluster, storage, monkeypatch):
+        monkeypatch.setattr(recorder_module, "COUNTERS_SECONDS", 0.24)
+        cluster.readings = [{"m": 100}, {"m": 100}, {"m": 105}, {"m": 107}, {"m": 999}]
+        moved = (Transfer(source="clinic-0", target="driver", bytes=7),)
+
+        async def scenario():
+            recorder = make(cluster, storage)
+            await recorder.traffic(visit=0)
+            await recorder.visit(record(1, transfers=moved), {0: block(1)}, anchors=None)
+            await recorder.traffic(visit=1, last=True)
+            await recorder.drain()
+
+        run(scenario())
+        assert [one.received["m"] for one in self.readings(storage)] == [100, 107]
+
+    def test_is_left_out_where_nobody_counts(self, cluster, storage):
+        async def scenario():
+            recorder = make(cluster, storage)
+            await recorder.traffic(visit=0)
+            await recorder.traffic(visit=3, last=True)
+            await recorder.drain()
+
+        run(scenario())
+        assert self.readings(storage) == []
 
 
 def test_nothing_is_journalled_while_the_first_store_is_slow(cluster, storage):

@@ -13,6 +13,11 @@ def test_summary_adds_up_the_journal(start_record, visit_record, evaluation_reco
         "visits": 3,
         "refused": 0,
         "bytes_moved": 1024 * (1 + 2 + 3),
+        "nodes": {
+            "clinic-0": {"visits": 1, "bytes_pulled": 2048, "bytes_returned": 512},
+            "clinic-1": {"visits": 2, "bytes_pulled": 4096, "bytes_returned": 1024},
+        },
+        "network": {"predicted": 0, "measured": None, "links": [], "machines": {}},
         "seconds": 6.0,
         "weights_sha256": "ab" * 32,
     }

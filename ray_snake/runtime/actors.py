@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import ray
 
 from ray_snake.data import ShardSource
+from ray_snake.errors import SnakeError, VisitFailedError
 from ray_snake.layers.state import LayerState
 from ray_snake.runtime.journal import BlockRecord
 from ray_snake.runtime.messages import (
@@ -24,11 +26,41 @@ AnyRef: TypeAlias = "ray.ObjectRef[Any]"
 BlockRef: TypeAlias = "ray.ObjectRef[LayerState]"
 
 PULL_TIMEOUT_SECONDS = 600.0
+MOST_OF_A_MESSAGE = 300
 
 
 def pull(refs: Sequence[BlockRef]) -> list[LayerState]:
     """Return the blocks behind some refs: views of this machine's object store, read-only."""
     return ray.get(list(refs), timeout=PULL_TIMEOUT_SECONDS)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the beginning of an error's message, or else its type."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:MOST_OF_A_MESSAGE] if lines else type(error).__name__
+
+
+def visit_failure(who: str, error: BaseException) -> VisitFailedError:
+    """Return the error of a run in which a process met an error that is none of ray_snake's."""
+    return VisitFailedError(
+        f"{who} failed with {type(error).__name__}: {first_line(error)}",
+        "correct the model, the loss or the settings, then go on with --resume",
+    )
+
+
+@contextlib.contextmanager
+def _one_line_leaves(who: str) -> Iterator[None]:
+    """Let no more of an error out of the process than where it happened and its first line.
+
+    Errors of models and losses may have rows in their messages and among their arguments, and Ray
+    passes both on to the driver and to the cluster's record of failed tasks.
+    """
+    try:
+        yield
+    except SnakeError:
+        raise
+    except Exception as error:
+        raise visit_failure(who, error).with_traceback(error.__traceback__) from None
 
 
 def _own_gpu_share() -> float:
@@ -60,14 +92,16 @@ class SnakeNode:
         from ray_snake.engine.visit import VisitControl
         from ray_snake.runtime.local_manager import LocalManager
 
-        prepare_process(self._recipe.config.nodes.threads)
-        device = take_device(_own_gpu_share())
-        stack = self._recipe.skeleton()
-        self._control = VisitControl()
-        self._managers = {
-            node: LocalManager(spec, self._recipe, stack, device)
-            for node, spec in self._specs.items()
-        }
+        names = ", ".join(spec.name for spec in self._specs.values())
+        with _one_line_leaves(f"node {names} while it started"):
+            prepare_process(self._recipe.config.nodes.threads)
+            device = take_device(_own_gpu_share())
+            stack = self._recipe.skeleton()
+            self._control = VisitControl()
+            self._managers = {
+                node: LocalManager(spec, self._recipe, stack, device)
+                for node, spec in self._specs.items()
+            }
         return {node: manager.samples for node, manager in self._managers.items()}
 
     def visit(
@@ -87,9 +121,11 @@ class SnakeNode:
         started = time.perf_counter()
         states = pull([ref for (ref,) in refs.values()])
         seconds = time.perf_counter() - started
-        report, trained = self._managers[node].visit(
-            task, dict(zip(refs, states, strict=True)), seconds, self._control
-        )
+        who = f"node {self._specs[node].name} on visit {task.visit.number}"
+        with _one_line_leaves(who):
+            report, trained = self._managers[node].visit(
+                task, dict(zip(refs, states, strict=True)), seconds, self._control
+            )
         return (report, *trained)
 
     @ray.method(concurrency_group="prefetch")

@@ -114,6 +114,7 @@ def test_planning_and_the_drivers_side_bring_neither_ray_nor_torch_along():
         name_of(path.parent if path.stem == "__init__" else path) for path in modules_of("planning")
     ]
     names += [f"ray_snake.runtime.{stem}" for stem in DRIVER_SIDE]
+    names += ["ray_snake.runtime.shard_checks"]
     names += ["ray_snake", "ray_snake.config", "ray_snake.layers.ledger", "ray_snake.layers.state"]
     assert import_in_a_fresh_process(names) == set()
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import ray
 
 from ray_snake.data import ShardSource
+from ray_snake.errors import SnakeError, VisitFailedError
 from ray_snake.layers.state import BlockDelta, LayerState
 from ray_snake.runtime.journal import BlockRecord
 from ray_snake.runtime.messages import (
@@ -26,6 +28,7 @@ AnyRef: TypeAlias = "ray.ObjectRef[Any]"
 BlockRef: TypeAlias = "ray.ObjectRef[LayerState | BlockDelta]"
 
 PULL_TIMEOUT_SECONDS = 600.0
+MOST_OF_A_MESSAGE = 300
 
 
 def pull(refs: Sequence[AnyRef]) -> list[Any]:
@@ -36,6 +39,35 @@ def pull(refs: Sequence[AnyRef]) -> list[Any]:
 def _one_object_each(states: Sequence[LayerState]) -> tuple[LayerState, ...] | LayerState:
     """Return what Ray makes one object of each of; of a single one, it takes the value itself."""
     return states[0] if len(states) == 1 else tuple(states)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the beginning of an error's message, or else its type."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:MOST_OF_A_MESSAGE] if lines else type(error).__name__
+
+
+def visit_failure(who: str, error: BaseException) -> VisitFailedError:
+    """Return the error of a run in which a process met an error that is none of ray_snake's."""
+    return VisitFailedError(
+        f"{who} failed with {type(error).__name__}: {first_line(error)}",
+        "correct the model, the loss or the settings, then go on with --resume",
+    )
+
+
+@contextlib.contextmanager
+def _one_line_leaves(who: str) -> Iterator[None]:
+    """Let no more of an error out of the process than where it happened and its first line.
+
+    Errors of models and losses may have rows in their messages and among their arguments, and Ray
+    passes both on to the driver and to the cluster's record of failed tasks.
+    """
+    try:
+        yield
+    except SnakeError:
+        raise
+    except Exception as error:
+        raise visit_failure(who, error).with_traceback(error.__traceback__) from None
 
 
 def _own_gpu_share() -> float:
@@ -67,14 +99,16 @@ class SnakeNode:
         from ray_snake.engine.visit import VisitControl
         from ray_snake.runtime.local_manager import LocalManager
 
-        prepare_process(self._recipe.config.nodes.threads)
-        device = take_device(_own_gpu_share())
-        stack = self._recipe.skeleton()
-        self._control = VisitControl()
-        self._managers = {
-            node: LocalManager(spec, self._recipe, stack, device)
-            for node, spec in self._specs.items()
-        }
+        names = ", ".join(spec.name for spec in self._specs.values())
+        with _one_line_leaves(f"node {names} while it started"):
+            prepare_process(self._recipe.config.nodes.threads)
+            device = take_device(_own_gpu_share())
+            stack = self._recipe.skeleton()
+            self._control = VisitControl()
+            self._managers = {
+                node: LocalManager(spec, self._recipe, stack, device)
+                for node, spec in self._specs.items()
+            }
         samples = {node: manager.samples for node, manager in self._managers.items()}
         return machine_name(ray.get_runtime_context().get_node_id()), samples
 
@@ -98,7 +132,9 @@ class SnakeNode:
         started = time.perf_counter()
         pulled = pull([one.ref for one in deliveries])
         seconds = time.perf_counter() - started
-        report, parcels = self._managers[node].visit(task, pulled, seconds, self._control)
+        who = f"node {self._specs[node].name} on visit {task.visit.number}"
+        with _one_line_leaves(who):
+            report, parcels = self._managers[node].visit(task, pulled, seconds, self._control)
         return (report, *parcels)
 
     @ray.method(concurrency_group="fetch")

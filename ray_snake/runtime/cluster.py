@@ -152,17 +152,24 @@ def _matches(labels: dict[str, str], selector: dict[str, str]) -> bool:
 def on_cluster(nodes: NodesConfig) -> Callable[..., list[Any]]:
     """Return a runner that calls a function on machines that may host the nodes.
 
-    Shards may be readable only there. Each call is a Ray task that ends with its answer.
+    Shards may be readable only there. The calls are shared out over Ray tasks, at most one for each
+    CPU of the cluster. A task's process ends with its answer: Ray would keep it for other tasks,
+    with whatever it read of the rows still in its memory.
     """
 
     def run(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         options: dict[str, Any] = {"num_cpus": 0, "max_retries": 2, "scheduling_strategy": "SPREAD"}
         if nodes.labels:
             options["label_selector"] = nodes.labels
-        task: Any = ray.remote(function)
-        refs = [task.options(**options).remote(*one) for one in arguments]
+        task: Any = ray.remote(max_calls=1)(_each)
+        most = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        size = max(1, -(-len(arguments) // most))
+        refs = [
+            task.options(**options).remote(function, arguments[first : first + size])
+            for first in range(0, len(arguments), size)
+        ]
         try:
-            return list(ray.get(refs, timeout=nodes.start_timeout_seconds))
+            answers = ray.get(refs, timeout=nodes.start_timeout_seconds)
         except ray.exceptions.GetTimeoutError:
             raise ConfigError(
                 "nodes",
@@ -172,8 +179,13 @@ def on_cluster(nodes: NodesConfig) -> Callable[..., list[Any]]:
             ) from None
         except ray.exceptions.RayError as error:
             raise error_of(error) from None
+        return [one for several in answers for one in several]
 
     return run
+
+
+def _each(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+    return [function(*one) for one in arguments]
 
 
 def error_of(error: Exception) -> SnakeError:

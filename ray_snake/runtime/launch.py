@@ -18,13 +18,16 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_snake.config import NodesConfig
 from ray_snake.data import ShardSource
-from ray_snake.errors import NodeFailedError, SnakeError, VisitFailedError
-from ray_snake.runtime.actors import AnyRef, BlockRef, SnakeEngine, SnakeNode
-from ray_snake.runtime.handles import (
-    BlocksLostError,
-    ProcessLostError,
-    StartedNode,
+from ray_snake.errors import NodeFailedError, SnakeError
+from ray_snake.runtime.actors import (
+    AnyRef,
+    BlockRef,
+    SnakeEngine,
+    SnakeNode,
+    first_line,
+    visit_failure,
 )
+from ray_snake.runtime.handles import BlocksLostError, ProcessLostError, StartedNode
 from ray_snake.runtime.journal import BlockRecord
 from ray_snake.runtime.messages import (
     Delivery,
@@ -81,26 +84,18 @@ async def _answer(call: Awaitable[Answer], who: str) -> Answer:
                 "define model and loss in the main program, or in a package that is installed "
                 "on every machine",
             ) from None
-        raise ProcessLostError(f"{who} died ({_first_line(error)})") from None
+        raise ProcessLostError(f"{who} died ({first_line(error)})") from None
     except (ObjectLostError, GetTimeoutError) as error:
-        raise BlocksLostError(f"{who} could not get a block ({_first_line(error)})") from None
+        raise BlocksLostError(f"{who} could not get a block ({first_line(error)})") from None
     except TaskCancelledError as error:
-        raise ProcessLostError(f"{who} was cancelled ({_first_line(error)})") from None
+        raise ProcessLostError(f"{who} was cancelled ({first_line(error)})") from None
     except RayTaskError as error:
         cause = error.cause
         if isinstance(cause, SnakeError):
-            raise cause from None
+            raise cause from error
         if isinstance(cause, (ObjectLostError, GetTimeoutError)):
-            raise BlocksLostError(f"{who} could not get a block ({_first_line(cause)})") from None
-        raise VisitFailedError(
-            f"{who} failed with {type(cause).__name__}: {_first_line(cause)}",
-            "correct the model, the loss or the settings, then go on with --resume",
-        ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__
+            raise BlocksLostError(f"{who} could not get a block ({first_line(cause)})") from None
+        raise visit_failure(who, cause) from error
 
 
 class RayNode:

@@ -3,59 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
-from ray_snake.data import NodeDataset, ShardSource
+from ray_snake.data import ShardSource
 from ray_snake.engine.fit import output_shape
 from ray_snake.engine.stack import BlockStack
 from ray_snake.errors import DataError
 from ray_snake.planning.span import cut_spans
 from ray_snake.runtime.messages import NodeSpec
 from ray_snake.runtime.recipe import Recipe
+from ray_snake.runtime.shard_checks import ShardFacts, check_shard, shard_facts
 
 Answer = TypeVar("Answer")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShardFacts:
-    """What the model has to fit.
-
-    Attributes:
-        sample_shape: Shape of one input.
-        integer_inputs: Whether inputs are whole numbers, such as token ids.
-        class_labels: Whether labels are class numbers.
-        samples: Rows.
-    """
-
-    sample_shape: tuple[int, ...]
-    integer_inputs: bool
-    class_labels: bool
-    samples: int
-
-
-def shard_facts(source: ShardSource) -> ShardFacts:
-    """Open a shard and describe it.
-
-    Raises:
-        DataError: If it can't be opened.
-    """
-    shard = NodeDataset.open(source)
-    return ShardFacts(
-        sample_shape=shard.sample_shape,
-        integer_inputs=shard.input_dtype.kind == "i",
-        class_labels=shard.has_class_labels,
-        samples=len(shard),
-    )
-
-
-def check_shard(source: ShardSource, classes: int | None) -> None:
-    """Look through a whole shard.
-
-    Raises:
-        DataError: If a row of it would spoil a training.
-    """
-    NodeDataset.open(source).check(classes)
 
 
 def classes_for(stack: BlockStack, facts: ShardFacts, name: str) -> int | None:

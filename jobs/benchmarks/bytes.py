@@ -35,7 +35,7 @@ DEPLOYMENTS = (("p2p", "none"), ("client_server", "none"), ("p2p", "int8"))
 # Blocks of a size that moves, and as little training as can be: only bytes count here.
 COMMON = (
     'model.name="mlp"',
-    "model.options={inputs=64, classes=10, hidden=[512, 512, 512, 512, 512]}",
+    "model.options={inputs=64, classes=10, hidden=[1024, 1024, 1024, 1024, 1024]}",
     "training.steps=1",
     "snake.train_last=false",
 )

@@ -351,9 +351,10 @@ class Driver:
         """Make a visit's blocks current, and have them stored and journalled."""
         visit, anchors, refs = state.task.visit, state.task.anchors, state.refs
         recorder, supply = self._recorder_or_fail(), self._supply_or_fail()
-        machine, origin = state.machine, record.node_name
-        if machine != self._engine.machine:
-            # Straight on to the next node, or through the driver's side: it goes there once.
+        origin = record.node_name
+        # Straight on to the next node, or through the driver's side: it goes there once.
+        machines = {state.machine, self._engine.machine}
+        if len(machines) > 1:
             to_driver = Transfer(source=origin, target=DRIVER, bytes=record.bytes_returned)
             record = record.model_copy(update={"transfers": (*record.transfers, to_driver)})
         wholes = None
@@ -362,8 +363,8 @@ class Driver:
             served, decoded = await self._engine.serve(list(refs.values()), bases)
             refs = dict(zip(refs, served, strict=True))
             wholes = dict(zip(refs, decoded, strict=True))
-            machine, origin = self._engine.machine, DRIVER
-        supply.commit(visit, refs, state.report.parcel_bytes, machine=machine, origin=origin)
+            machines, origin = {self._engine.machine}, DRIVER
+        supply.commit(visit, refs, state.report.parcel_bytes, machines=machines, origin=origin)
         await recorder.visit(record, refs, anchors=anchors, wholes=wholes)
 
     def _count_decision(self, visit: Visit, *, accepted: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from ray_snake.layers.ledger import DRIVER, BlockVersion, Ledger, Parcel, Release
@@ -146,7 +146,7 @@ class Supply:
         refs: Mapping[int, Ref],
         parcel_bytes: Sequence[int],
         *,
-        machine: str,
+        machines: Set[str],
         origin: str,
     ) -> None:
         """Make a visit's results current.
@@ -155,7 +155,7 @@ class Supply:
             visit: The visit.
             refs: Where its blocks are pulled from, by block.
             parcel_bytes: Bytes of each as it travels, in the same order.
-            machine: The machine where that is.
+            machines: The machines that have them in their stores.
             origin: Name of whoever serves them: the node, or the driver's side.
         """
         anchors = self.anchors(visit)
@@ -167,7 +167,7 @@ class Supply:
                 bytes=size,
                 base=None if anchors is None else anchors[block],
                 origin=origin,
-                machines={machine},
+                machines=set(machines),
                 nodes={visit.node},
             )
             for (block, ref), size in zip(refs.items(), parcel_bytes, strict=True)

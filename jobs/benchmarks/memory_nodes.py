@@ -263,9 +263,7 @@ def bare(settings: Path, timeline: Path) -> None:
             stack,
             shards[visit.node],
             trained=visit.trained,
-            learning_rate=learning_rate(
-                config.training, trip=visit.trip, trips=config.snake.trips
-            ),
+            learning_rate=learning_rate(config.training, trip=visit.trip, trips=config.snake.trips),
             seed=derive_seed(config.seed, "visit", visit.number),
             training=config.training,
             objective=objectives[visit.node],

@@ -97,11 +97,11 @@ def _peak(megabytes: int, *, nodes_per_actor: int, span_width: int, verbose: boo
             "options": {"inputs": 32, "classes": 10, "hidden": [width] * (LAYERS + 1)},
         },
         "snake": {"span_width": span_width, "trips": 3},
-        "training": {"steps": 8},
+        "training": {"steps": 8, "batch_size": 8},
         "nodes": {"nodes_per_actor": nodes_per_actor},
     }
     with tempfile.TemporaryDirectory() as name:
-        usage, _ = _run("train", tree, Path(name), shape=(32,), rows=64, memory=True)
+        usage, _ = _run("train", tree, Path(name), shape=(32,), rows=32, memory=True)
     if verbose:
         click.echo(f"{megabytes} MB, {nodes_per_actor} nodes a process:", err=True)
         for process, size in usage.peak_by_process.items():

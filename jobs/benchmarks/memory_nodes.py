@@ -8,8 +8,8 @@ engine, nodes, Ray's own processes, and the command. A separate process samples 
   `_whole`: the span is the whole model, so that every visit trains and moves all of it.
 - `cpu_ratio`, `wall_ratio`: CPU seconds and time from the end of the first visit after all nodes
   were up to the end of the last one, over those of a bare loop: one process that calls
-  `train_visit` for the very same visits, and ends with the same bits. Visits are two passes
-  of a VGG-11 of half width over 512 pictures of 32x32, about three seconds on one thread.
+  `train_visit` for the very same visits, and ends with the same bits. Visits are three passes
+  of a VGG-11 of half width over 512 pictures of 32x32, some three seconds on one thread.
 - `start_cpu_seconds`: CPU seconds from the command's start to the end of its first visit, less
   those of the bare loop.
 
@@ -43,7 +43,7 @@ SECTIONS = ("memory", "cpu")
 @click.option("--gigabyte", is_flag=True, help="Also the peak with a model of 1 GB.")
 @click.option("--only", type=click.Choice(SECTIONS), multiple=True, help="Leave out the others.")
 @click.option("--repeats", default=3, show_default=True, help="Of the CPU runs; medians count.")
-@click.option("--trips", default=4, show_default=True, help="Of the CPU runs, 8 visits each.")
+@click.option("--trips", default=3, show_default=True, help="Of the CPU runs, 8 visits each.")
 @click.option("--verbose", is_flag=True, help="Show what each peak was made up of.")
 @click.option("--json", "as_json", is_flag=True)
 @click.pass_context
@@ -113,7 +113,7 @@ def _cpu_figures(repeats: int, trips: int) -> dict[str, float]:
     tree = {
         "model": {"name": "vgg11", "options": {"width": 0.5}},
         "snake": {"trips": trips},
-        "training": {"epochs": 2},
+        "training": {"epochs": 3},
         "nodes": {"nodes_per_actor": 4},
     }
     one_each = {**tree, "nodes": {"nodes_per_actor": 1}, "snake": {"trips": 1}}

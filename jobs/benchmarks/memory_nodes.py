@@ -183,6 +183,8 @@ def _run(
     left_out = ("RAY_ADDRESS", "RAY_AUTH_TOKEN_PATH")
     environment = {name: text for name, text in os.environ.items() if name not in left_out}
     environment |= {"HOME": str(folder), "RAY_TMPDIR": str(folder), "OMP_NUM_THREADS": "1"}
+    # Ray's workers step back for other programs by default, which the bare loop does not.
+    environment["RAY_worker_niceness"] = "0"
     arguments = [str(folder / "settings.json"), str(folder / "timeline.json")]
     usage = measure(
         [sys.executable, __file__, command, *arguments], environment, folder, memory=memory

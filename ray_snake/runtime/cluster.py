@@ -72,7 +72,7 @@ def _lean() -> Iterator[None]:
     """Have an embedded cluster start and do only what a run uses of it.
 
     Ray has no option against its autoscaler, its log monitor and, even with the dashboard switched
-    off, its dashboard server. They would take 160 MiB and over three CPU seconds, and do nothing:
+    off, its dashboard server. They would take 160 MiB and some three CPU seconds, and do nothing:
     the cluster doesn't grow, and no log is shown. What a user has set for Ray holds.
     """
 

@@ -12,7 +12,7 @@ import os
 import re
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -144,8 +144,8 @@ class Storage:
 
         return self._bounded(f"read {name} from", read)
 
-    def write(self, name: str, data: bytes | memoryview) -> None:
-        """Write a file: it is there whole or, also after a kill, as it was before.
+    def write(self, name: str, *parts: bytes | memoryview) -> None:
+        """Write a file of these parts: it is there whole or, also after a kill, as it was before.
 
         Locally the content goes to a temporary file beside it, to the disk, and then takes the
         name. An object store shows an object only once all of it was put. When a put fails by its
@@ -159,14 +159,15 @@ class Storage:
             abandoned = threading.Event()
             self._bounded(
                 f"write {name} to",
-                lambda: _replace_file(Path(path), data, abandoned),
+                lambda: _replace_file(Path(path), parts, abandoned),
                 abandoned=abandoned,
             )
             return
 
         def put() -> None:
             with self._connected().open_output_stream(path) as stream:
-                stream.write(pa.py_buffer(data))
+                for part in parts:
+                    stream.write(pa.py_buffer(part))
 
         self._bounded(f"write {name} to", put)
 
@@ -366,12 +367,14 @@ def _reopen(uri: str, timeout_seconds: float) -> Storage:
     return Storage(uri, timeout_seconds=timeout_seconds)
 
 
-def _replace_file(path: Path, data: bytes | memoryview, abandoned: threading.Event) -> None:
+def _replace_file(
+    path: Path, parts: Sequence[bytes | memoryview], abandoned: threading.Event
+) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         with temporary.open("xb") as file:
-            file.write(data)
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
         if abandoned.is_set():

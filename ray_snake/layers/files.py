@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 
+import numpy as np
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load
 
 from ray_snake.errors import CheckpointError, StorageError
 from ray_snake.layers.state import LayerState
-from ray_snake.layers.tensors import pack, unpack
+from ray_snake.layers.tensors import pack
 from ray_snake.storage import Storage
+
+# What safetensors calls the dtypes that torch and numpy share, and bfloat16.
+_DTYPES = {
+    "bool": "BOOL",
+    "uint8": "U8",
+    "int8": "I8",
+    "int16": "I16",
+    "int32": "I32",
+    "int64": "I64",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "float32": "F32",
+    "float64": "F64",
+}
 
 
 class BlockFiles:
@@ -29,7 +45,7 @@ class BlockFiles:
         Raises:
             StorageError: If the storage refuses it.
         """
-        self._storage.write(_path(state.block, state.version), encode(state))
+        self._storage.write(_path(state.block, state.version), *encode(state))
 
     def read(self, block: int, version: int, checksum: str | None = None) -> LayerState:
         """Return a stored block version, checked against its checksum if one is given.
@@ -64,10 +80,30 @@ class BlockFiles:
         self._storage.delete(_path(block, version))
 
 
-def encode(state: LayerState) -> bytes:
-    """Return a block version in safetensors format."""
-    tensors = {name: tensor.contiguous() for name, tensor in unpack(state).items()}
-    return save(tensors, {"block": str(state.block), "version": str(state.version)})
+def encode(state: LayerState) -> list[bytes | memoryview]:
+    """Return a block version in safetensors format, as parts that follow each other.
+
+    All but the first are views of the arrays: the library's own `save` would hold two more copies
+    of a block, at the one process that holds none otherwise.
+    """
+    # Widest first, as the library has it: every array is then aligned to its own width.
+    names = sorted(state.arrays, key=lambda name: (-state.arrays[name].itemsize, name))
+    header: dict[str, object] = {
+        "__metadata__": {"block": str(state.block), "version": str(state.version)}
+    }
+    end = 0
+    for name in names:
+        array = state.arrays[name]
+        start, end = end, end + array.nbytes
+        header[name] = {
+            "dtype": _DTYPES[state.dtypes[name]],
+            "shape": list(array.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    views = [np.ascontiguousarray(state.arrays[name]).reshape(-1).view(np.uint8) for name in names]
+    return [len(text).to_bytes(8, "little") + text, *(view.data for view in views)]
 
 
 def decode(content: bytes, *, block: int, version: int) -> LayerState:

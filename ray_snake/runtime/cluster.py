@@ -16,6 +16,21 @@ import ray
 from ray_snake.config import NodesConfig
 from ray_snake.errors import ConfigError, ResourceError, RunError, SnakeError
 
+# Of an embedded cluster. Its processes would else report to each other, and to a dashboard that is
+# not there, several times a second, which between visits is all they do.
+SETTINGS = {
+    "RAY_enable_metrics_collection": "0",
+    "RAY_event_stats": "0",
+    "RAY_gcs_pull_resource_loads_period_milliseconds": "10000",
+    "RAY_io_context_event_loop_lag_collection_interval_ms": "0",
+    "RAY_memory_monitor_refresh_ms": "1000",
+    "RAY_raylet_report_resources_period_milliseconds": "1000",
+    "RAY_task_events_report_interval_ms": "0",
+}
+# Ray starts a worker for every CPU before any is asked for. Driver, engine and nodes take over that
+# many; on larger machines the others would only cost 60 MiB and most of a CPU second each.
+PRESTARTED_WORKERS = 4
+
 
 @contextlib.contextmanager
 def connected(address: str | None) -> Iterator[None]:
@@ -37,7 +52,8 @@ def connected(address: str | None) -> Iterator[None]:
         quiet["include_dashboard"] = False
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(address=address, **quiet)
+        with _lean() if address == "local" else contextlib.nullcontext():
+            ray.init(address=address, **quiet)
     except Exception as error:
         # Ray raises anything here, down to a bare Exception when a start takes too long.
         raise _no_cluster(address, error) from None
@@ -48,6 +64,41 @@ def connected(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _lean() -> Iterator[None]:
+    """Have an embedded cluster start and do only what a run uses of it.
+
+    Ray has no option against its autoscaler, its log monitor and, even with the dashboard switched
+    off, its dashboard server. They would take 160 MiB and some three CPU seconds, and do nothing:
+    the cluster doesn't grow, and no log is shown. What a user has set for Ray holds.
+    """
+    try:
+        from ray._private.node import Node
+    except ImportError:
+        # A later Ray may have it elsewhere; then it starts all that it has.
+        yield
+        return
+
+    def start_nothing(node: Node, **_: object) -> None:
+        pass
+
+    unused = ("start_monitor", "start_log_monitor", "start_api_server")
+    kept = {name: getattr(Node, name) for name in unused if hasattr(Node, name)}
+    settings = {name: text for name, text in SETTINGS.items() if name not in os.environ}
+    if (os.cpu_count() or 1) > PRESTARTED_WORKERS:
+        settings.setdefault("RAY_prestart_worker_first_driver", "0")
+    for name in kept:
+        setattr(Node, name, start_nothing)
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name in settings:
+            del os.environ[name]
+        for name, method in kept.items():
+            setattr(Node, name, method)
 
 
 def _no_cluster(address: str, error: Exception) -> ResourceError:

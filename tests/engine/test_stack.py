@@ -154,7 +154,7 @@ def test_what_layers_of_one_block_share_travels_once():
         "norm.num_batches_tracked",
     ]
     back = BlockStack.skeleton(lambda: [Tied()])
-    back.load(0, unpack(decode(encode(state), block=0, version=0)), trainable=False)
+    back.load(0, unpack(decode(b"".join(encode(state)), block=0, version=0)), trainable=False)
     stack.eval()
     x = torch.randn(4, 3)
     assert torch.equal(back(x), stack(x))

@@ -1,5 +1,9 @@
+import json
+
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save
 
 from ray_snake.errors import CheckpointError
 from ray_snake.layers.files import BlockFiles
@@ -34,6 +38,22 @@ def test_a_block_lies_in_one_safetensors_file_per_version(files, state, tmp_path
     assert [str(one.relative_to(tmp_path)) for one in tmp_path.rglob("*") if one.is_file()] == [
         FILE
     ]
+
+
+def test_a_file_has_the_bytes_that_the_library_writes(files, state, tmp_path):
+    files.write(state)
+    with safe_open(tmp_path / FILE, framework="pt") as file:
+        metadata = file.metadata()
+    assert metadata == {"block": "2", "version": "5"}
+    content = (tmp_path / FILE).read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    library = save(unpack(state))
+    skipped = int.from_bytes(library[:8], "little")
+    header, expected = json.loads(content[8 : 8 + length]), json.loads(library[8 : 8 + skipped])
+    del header["__metadata__"]
+    assert list(header.items()) == list(expected.items())
+    assert content[8 + length :] == library[8 + skipped :]
+    assert length % 8 == 0
 
 
 def test_a_missing_file_is_named(files, tmp_path):

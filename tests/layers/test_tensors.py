@@ -68,7 +68,7 @@ def test_packing_and_unpacking_keeps_every_bit(block):
 @given(blocks)
 def test_encoding_and_decoding_keeps_every_bit_and_the_checksum(block):
     state = pack(3, 7, block)
-    back = decode(encode(state), block=3, version=7)
+    back = decode(b"".join(encode(state)), block=3, version=7)
     assert (back.block, back.version) == (3, 7)
     assert back.checksum() == state.checksum()
     assert_same(unpack(back), block)

@@ -1,9 +1,12 @@
+import io
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from ray_snake.errors import StorageError
 from ray_snake.storage import Storage
@@ -127,10 +130,22 @@ def test_labels_that_are_no_classes_have_no_accuracy(storage, visit_record, eval
     assert not [tag for tag in tags if tag.startswith("accuracy")]
 
 
-def test_import_needs_neither_torch_nor_tensorflow_nor_ray():
+def test_records_are_framed_as_tensorboards_own_writer_frames_them(storage, visit_record):
+    EventFile(storage, [visit_record(1), visit_record(2)]).flush()
+    (path,) = (Path(storage.uri) / "tensorboard").iterdir()
+    records = list(RawEventFileLoader(str(path)).Load())
+    assert len(records) == 3
+    buffer = io.BytesIO()
+    writer = RecordWriter(buffer)
+    for record in records:
+        writer.write(record)
+    assert path.read_bytes() == buffer.getvalue()
+
+
+def test_import_needs_neither_torch_nor_tensorflow_nor_ray_nor_a_client_of_s3():
     code = (
         "import sys, ray_snake.telemetry.tensorboard; "
-        "print([name for name in ('torch', 'tensorflow', 'ray') if name in sys.modules])"
+        "print([name for name in ('torch', 'tensorflow', 'ray', 'boto3') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

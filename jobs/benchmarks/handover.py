@@ -181,16 +181,14 @@ def _cluster() -> Iterator[list[str]]:
     import ray
     from ray.cluster_utils import Cluster
 
-    with tempfile.TemporaryDirectory() as home:
-        os.environ.setdefault("RAY_AUTH_TOKEN_PATH", f"{home}/token")
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-        try:
-            cluster.add_node(num_cpus=1)
-            ray.init(address=cluster.address, log_to_driver=False)
-            yield [one["NodeID"] for one in ray.nodes()]
-        finally:
-            ray.shutdown()
-            cluster.shutdown()
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        cluster.add_node(num_cpus=1)
+        ray.init(address=cluster.address, log_to_driver=False)
+        yield [one["NodeID"] for one in ray.nodes()]
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
 
 
 class _Machine:

@@ -7,7 +7,7 @@ every node process, for nothing that a visit uses. The functional forms are the 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -16,9 +16,15 @@ from torch.optim.sgd import sgd
 
 from ray_snake.config import TrainingConfig
 
+PIECE = 2**18
+
 
 class LocalOptimizer(ABC):
-    """Changes some weights in place, by their gradients.
+    """Changes some weights by their gradients.
+
+    The weights may arrive as memory that must not be written to, so a weight's first step goes to
+    new memory. It is made in pieces, each copied and stepped on while it is in the processor's
+    cache: the bits of a copy and a step in place, for one pass over memory in place of two.
 
     Args:
         weights: The weights, each a leaf that collects gradients.
@@ -32,6 +38,7 @@ class LocalOptimizer(ABC):
         self._weights = list(weights)
         self._training = training
         self._learning_rate = learning_rate
+        self._states: dict[int, list[Tensor]] = {}
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
@@ -40,27 +47,70 @@ class LocalOptimizer(ABC):
 
     @torch.no_grad()
     def step(self) -> None:
-        """Take one step. Weights that got no gradient stay as they are."""
-        used = [index for index, weight in enumerate(self._weights) if weight.grad is not None]
-        gradients = [grad for weight in self._weights if (grad := weight.grad) is not None]
-        self._update(used, [self._weights[index] for index in used], gradients)
+        """Take one step. Weights that got no gradient stay as, and where, they are."""
+        gradients = {
+            index: gradient
+            for index, weight in enumerate(self._weights)
+            if (gradient := weight.grad) is not None
+        }
+        again = [index for index in gradients if index in self._states]
+        for index in gradients.keys() - self._states.keys():
+            self._states[index] = self._step_to_new_memory(self._weights[index], gradients[index])
+        if again:
+            self._update(
+                [self._weights[index] for index in again],
+                [gradients[index] for index in again],
+                [self._states[index] for index in again],
+            )
+
+    def _step_to_new_memory(self, weight: Tensor, gradient: Tensor) -> list[Tensor]:
+        stepped = torch.empty_like(weight)
+        state = self._new_state(weight)
+        for before, after, *rest in _pieces(weight, stepped, gradient, *state):
+            after.copy_(before)
+            self._begin(after, *rest)
+        weight.data = stepped
+        return [*state, *self._counters()]
 
     @abstractmethod
-    def _update(self, used: Sequence[int], weights: list[Tensor], gradients: list[Tensor]) -> None:
-        """Apply the gradients of the weights numbered `used`."""
+    def _new_state(self, weight: Tensor) -> list[Tensor]:
+        """Return uninitialised tensors, shaped like a weight, for what is kept between steps."""
+
+    def _counters(self) -> list[Tensor]:
+        """Return what is kept besides, as it is after one step."""
+        return []
+
+    @abstractmethod
+    def _begin(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> None:
+        """Take the first step of a piece of a weight, in place; fill its piece of the state."""
+
+    @abstractmethod
+    def _update(
+        self, weights: list[Tensor], gradients: list[Tensor], states: list[list[Tensor]]
+    ) -> None:
+        """Take a later step of some weights, in place."""
 
 
 class Sgd(LocalOptimizer):
     """Stochastic gradient descent with momentum, as `torch.optim.SGD`."""
 
-    def __init__(
-        self, weights: Sequence[Tensor], training: TrainingConfig, learning_rate: float
-    ) -> None:
-        super().__init__(weights, training, learning_rate)
-        self._momentum: list[Tensor | None] = [None] * len(self._weights)
+    def _new_state(self, weight: Tensor) -> list[Tensor]:
+        return [torch.empty_like(weight)] if self._training.momentum else []
 
-    def _update(self, used: Sequence[int], weights: list[Tensor], gradients: list[Tensor]) -> None:
-        momentum = [self._momentum[index] for index in used]
+    def _begin(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> None:
+        momentum: list[Tensor | None] = [None]
+        self._sgd([weight], [gradient], momentum)
+        for kept, made in zip(state, momentum, strict=False):
+            kept.copy_(made if made is not None else gradient)
+
+    def _update(
+        self, weights: list[Tensor], gradients: list[Tensor], states: list[list[Tensor]]
+    ) -> None:
+        self._sgd(weights, gradients, [state[0] if state else None for state in states])
+
+    def _sgd(
+        self, weights: list[Tensor], gradients: list[Tensor], momentum: list[Tensor | None]
+    ) -> None:
         sgd(
             weights,
             gradients,
@@ -72,8 +122,6 @@ class Sgd(LocalOptimizer):
             nesterov=False,
             maximize=False,
         )
-        for index, buffer in zip(used, momentum, strict=True):
-            self._momentum[index] = buffer
 
 
 class AdamW(LocalOptimizer):
@@ -82,22 +130,28 @@ class AdamW(LocalOptimizer):
     BETAS = (0.9, 0.999)
     EPSILON = 1e-8
 
-    def __init__(
-        self, weights: Sequence[Tensor], training: TrainingConfig, learning_rate: float
-    ) -> None:
-        super().__init__(weights, training, learning_rate)
-        self._averages = [torch.zeros_like(weight) for weight in self._weights]
-        self._squares = [torch.zeros_like(weight) for weight in self._weights]
-        self._steps = [torch.zeros((), dtype=torch.float32) for _ in self._weights]
+    def _new_state(self, weight: Tensor) -> list[Tensor]:
+        return [torch.empty_like(weight), torch.empty_like(weight)]
 
-    def _update(self, used: Sequence[int], weights: list[Tensor], gradients: list[Tensor]) -> None:
+    def _counters(self) -> list[Tensor]:
+        return [torch.ones((), dtype=torch.float32)]
+
+    def _begin(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> None:
+        for one in state:
+            one.zero_()
+        self._update([weight], [gradient], [[*state, torch.zeros((), dtype=torch.float32)]])
+
+    def _update(
+        self, weights: list[Tensor], gradients: list[Tensor], states: list[list[Tensor]]
+    ) -> None:
+        averages, squares, steps = (list(kind) for kind in zip(*states, strict=True))
         adamw(
             weights,
             gradients,
-            [self._averages[index] for index in used],
-            [self._squares[index] for index in used],
+            averages,
+            squares,
             [],
-            [self._steps[index] for index in used],
+            steps,
             amsgrad=False,
             beta1=self.BETAS[0],
             beta2=self.BETAS[1],
@@ -106,6 +160,16 @@ class AdamW(LocalOptimizer):
             eps=self.EPSILON,
             maximize=False,
         )
+
+
+def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yield the same pieces of several tensors of one shape, as views."""
+    if tensors[0].device.type != "cpu" or not all(one.is_contiguous() for one in tensors):
+        yield tensors
+        return
+    flat = [one.view(-1) for one in tensors]
+    for start in range(0, tensors[0].numel(), PIECE):
+        yield tuple(one[start : start + PIECE] for one in flat)
 
 
 OPTIMIZERS: dict[str, type[LocalOptimizer]] = {"sgd": Sgd, "adamw": AdamW}

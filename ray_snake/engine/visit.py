@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ray_snake.config import TrainingConfig
 from ray_snake.engine.cache import PrefixCache
@@ -26,6 +26,7 @@ from ray_snake.engine.samples import (
     shuffled,
 )
 from ray_snake.engine.stack import BlockStack
+from ray_snake.errors import ModelError
 from ray_snake.seeds import derive_seed
 
 
@@ -93,7 +94,8 @@ def train_visit(
 
     Args:
         stack: The network, loaded, on `device`; its tensors may be read-only memory. On return
-            its trained blocks hold new, private tensors; those that arrived were not written to.
+            its trained blocks hold new, private tensors, but for weights that no gradient
+            reached; those that arrived were not written to.
         samples: The shard.
         trained: Numbers of the blocks to train.
         learning_rate: Of every step of the visit.
@@ -109,11 +111,13 @@ def train_visit(
 
     Raises:
         VisitStoppedError: If `control.stop` was set.
+        ModelError: If a trained block writes to its weights where it should only read them.
     """
     device = device or torch.device("cpu")
     control = control or VisitControl()
-    arrived = _take_private_copies(stack, trained)
+    borrowed = _take_private_buffers(stack, trained)
     weights = [weight for block in trained for weight in stack.blocks[block].parameters()]
+    arrived = [weight.detach() for weight in weights] if measure_update or proximal > 0 else []
     optimizer = make_optimizer(weights, training, learning_rate)
     control.steps = total_steps(len(samples), training)
     gradient_norms = torch.zeros((), device=device)
@@ -134,6 +138,8 @@ def train_visit(
                     loss = loss + proximal / 2 * _squared_distance(weights, arrived)
                 optimizer.zero_grad()
                 torch.autograd.backward(loss)
+                if meter.steps == 0:
+                    _check_only_read(borrowed)
                 if training.clip_norm is not None:
                     gradient_norms += torch.nn.utils.clip_grad_norm_(weights, training.clip_norm)
                 optimizer.step()
@@ -175,14 +181,46 @@ def _batches(rows: int, training: TrainingConfig, seed: int) -> Iterator[tuple[i
     return itertools.islice(every, total_steps(rows, training))
 
 
-def _take_private_copies(stack: BlockStack, trained: Sequence[int]) -> list[Tensor]:
-    """Give the trained blocks tensors of their own; return the weights that arrived."""
-    arrived = []
+_Borrowed = list[tuple[str, Tensor, int]]
+"""Weights that still lie in the memory in which they arrived: name, weight, version counter."""
+
+
+def _take_private_buffers(stack: BlockStack, trained: Sequence[int]) -> _Borrowed:
+    """Give the trained blocks buffers of their own; their weights get that in the first step."""
+    borrowed: _Borrowed = []
     for block in trained:
-        arrived += [weight.detach() for weight in stack.blocks[block].parameters()]
-        copies = {name: tensor.clone() for name, tensor in stack.tensors(block).items()}
-        stack.load(block, copies, trainable=True)
-    return arrived
+        module = stack.blocks[block]
+        only_read = {name for name, _ in module.named_parameters()} - _written_in_forward(module)
+        tensors = {
+            name: tensor if name in only_read else tensor.clone()
+            for name, tensor in stack.tensors(block).items()
+        }
+        stack.load(block, tensors, trainable=True)
+        borrowed += [
+            (f"{stack.names[block]}.{name}", weight, weight._version)
+            for name, weight in module.named_parameters()
+            if name in only_read
+        ]
+    return borrowed
+
+
+def _written_in_forward(module: nn.Module) -> set[str]:
+    """Return the names of weights that torch's own layers change while they compute."""
+    return {
+        f"{name}.weight".lstrip(".")
+        for name, layer in module.named_modules()
+        if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)) and layer.max_norm is not None
+    }
+
+
+def _check_only_read(borrowed: _Borrowed) -> None:
+    for name, weight, version in borrowed:
+        if weight._version != version:
+            raise ModelError(
+                f"weight {name}",
+                "was written to by its own layer's forward pass",
+                "keep what a forward pass writes in a buffer, not in a parameter",
+            )
 
 
 def _squared_distance(weights: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:

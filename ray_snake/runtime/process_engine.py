@@ -44,7 +44,7 @@ class ProcessEngine:
         self._files = BlockFiles(storage)
         self._stack = recipe.skeleton()
         self._weight_names = [
-            {name for name, _ in block.named_parameters()} for block in self._stack.blocks
+            [name for name, _ in block.named_parameters()] for block in self._stack.blocks
         ]
         self._task: TaskLoss = recipe.objective().task
         self._evaluation = None if evaluation is None else NodeDataset.open(evaluation)
@@ -112,11 +112,12 @@ class ProcessEngine:
         return update_norm(self._weights(states), self._weights(superseded))
 
     def _weights(self, states: Sequence[LayerState]) -> list[torch.Tensor]:
+        # By name: what comes from storage has its arrays in another order than what a node returns.
         return [
-            tensor
+            tensors[name]
             for state in states
-            for name, tensor in unpack(state).items()
-            if name in self._weight_names[state.block]
+            for tensors in [unpack(state)]
+            for name in self._weight_names[state.block]
         ]
 
     def discard(self, blocks: Sequence[tuple[int, int]]) -> None:

@@ -15,6 +15,7 @@ from ray_snake.config import LossConfig, TrainingConfig
 from ray_snake.engine.objective import Objective
 from ray_snake.engine.stack import BlockStack
 from ray_snake.engine.visit import VisitControl, VisitStoppedError, total_steps, train_visit
+from ray_snake.errors import ModelError
 from ray_snake.layers.tensors import pack, unpack
 from ray_snake.models.registry import model_names
 from ray_snake.seeds import derive_seed
@@ -201,6 +202,54 @@ def test_tensors_that_arrive_are_never_written_to(trained, registered):
         for name, tensor in stack.tensors(block).items():
             shared = tensor.data_ptr() == state.arrays[name].ctypes.data
             assert shared is (block not in trained)
+
+
+def test_the_first_batch_computes_on_the_weights_as_they_arrived_but_on_buffers_of_its_own(
+    registered,
+):
+    stack, samples = registered("cnn")
+    arrived = {name: tensor.data_ptr() for name, tensor in stack.tensors(1).items()}
+    weights = {name for name, _ in stack.blocks[1].named_parameters()}
+    shared = []
+
+    def looking(outputs, targets):
+        now = {name: tensor.data_ptr() for name, tensor in stack.tensors(1).items()}
+        shared.append({name for name in now if now[name] == arrived[name]})
+        return F.cross_entropy(outputs, targets)
+
+    training = TrainingConfig(batch_size=4, epochs=1)
+    visit(stack, samples, (1,), training=training, objective=Objective(PLAIN, task=looking))
+    assert weights < arrived.keys()
+    assert shared == [weights, set(), set()]
+
+
+def test_a_layer_of_torchs_that_writes_to_its_weights_gets_a_copy_first(random_samples):
+    torch.manual_seed(0)
+    table = nn.Embedding(5, 3, max_norm=0.1)
+    stack = BlockStack.cut([nn.Sequential(table), nn.Sequential(nn.Flatten(), nn.Linear(6, 4))])
+    arrived = table.weight.detach()
+    before = arrived.clone()
+    samples = random_samples(12, (2,))
+    samples.inputs = np.abs(samples.inputs * 2).astype(np.int64) % 5
+    outcome = visit(stack, samples, (0, 1), training=TrainingConfig(batch_size=4))
+    assert outcome.finite
+    assert torch.equal(arrived, before)
+    assert not torch.equal(table.weight, before)
+
+
+class Clamped(nn.Linear):
+    """Writes to its weights whenever it computes."""
+
+    def forward(self, x):
+        with torch.no_grad():
+            self.weight.clamp_(-0.1, 0.1)
+        return super().forward(x)
+
+
+def test_a_block_that_writes_to_its_weights_is_refused_by_name(random_samples):
+    stack = BlockStack.cut([nn.Linear(6, 5), nn.Sequential(Clamped(5, 4))])
+    with pytest.raises(ModelError, match=r"weight 1\.0\.weight: was written to by its own layer"):
+        visit(stack, random_samples(12, (6,)), (0, 1), training=TrainingConfig(batch_size=4))
 
 
 def scaled_stack():

@@ -75,6 +75,10 @@ def test_the_change_counts_weights_and_not_statistics(storage):
     moved = [changed(state, 1) for state in states]
     expected = sum(weight.numel() for weight in weights) ** 0.5
     assert engine.update_norm(moved, states) == pytest.approx(expected, rel=1e-5)
+    # After a recovery a visit starts from what storage has, whose arrays have another order.
+    restored = engine.restore(engine.store(states))
+    assert [list(a.arrays) for a in restored] != [list(b.arrays) for b in states]
+    assert engine.update_norm(moved, restored) == engine.update_norm(moved, states)
 
 
 def test_discard_deletes_just_these_versions(engine, storage):

@@ -199,7 +199,8 @@ class Recorder:
                 )
             )
 
-        await self._add(work)
+        # It holds no block, so the driver need not wait for it.
+        self._queue(work)
 
     async def weights_sha256(self) -> str:
         """Return SHA-256 over all blocks (hexadecimal) once all so far is on storage."""
@@ -232,10 +233,13 @@ class Recorder:
             await asyncio.wait({self._writing})
 
     async def _add(self, work: Callable[[], Awaitable[None]]) -> None:
+        self._queue(work)
+        if len(self._pending) > self._backlog + 1:
+            await self._pending[0]
+
+    def _queue(self, work: Callable[[], Awaitable[None]]) -> None:
         self.raise_failure()
         self._pending = [task for task in self._pending if not task.done()]
-        if len(self._pending) > self._backlog:
-            await self._pending[0]
         before = self._pending[-1] if self._pending else None
         self._pending.append(asyncio.create_task(self._after(before, work)))
 

@@ -98,7 +98,8 @@ def _same_machine(width: int, trips: int, steps: int) -> dict[str, Any]:
 def _two_raylets(width: int, trips: int, steps: int) -> dict[str, Any]:
     with _cluster() as machines:
         gets = _bare_gets(machines, width)
-        visits, copies = _run(width, trips, steps)
+        # Each raylet has one CPU, so that each hosts one node.
+        visits, copies = _run(width, trips, steps, cpus=1.0)
         gets += _bare_gets(machines, width)
     handovers = _handovers(visits)
     get = statistics.median(gets)
@@ -128,13 +129,15 @@ def _quartiles(values: list[float]) -> list[float]:
     return [round(lower, 4), round(upper, 4)]
 
 
-def _run(width: int, trips: int, steps: int) -> tuple[list[VisitRecord], list[float]]:
+def _run(
+    width: int, trips: int, steps: int, cpus: float | None = None
+) -> tuple[list[VisitRecord], list[float]]:
     """Return the visits of a run in the cluster at hand, and a memcpy's seconds in each."""
     config = SnakeConfig(
         snake=SnakeSection(span_width=3, trips=trips, train_last=False),
         training=TrainingConfig(steps=steps, batch_size=2, momentum=0.0, clip_norm=None),
         loss=LossConfig(distillation=0.0),
-        nodes=NodesConfig(nodes_per_actor=1),
+        nodes=NodesConfig(nodes_per_actor=1, **({} if cpus is None else {"cpus": cpus})),
     )
     rng = np.random.default_rng(0)
     shards = [(rng.normal(size=(2, 8)).astype("float32"), np.array([0, 1])) for _ in range(2)]

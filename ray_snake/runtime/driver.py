@@ -281,6 +281,7 @@ class Driver:
         limit = self._config.failures.visit_timeout_seconds
         deadline = time.monotonic() + limit
         while not (await asyncio.wait({training}, timeout=PROGRESS_SECONDS))[0]:
+            self._recorder_or_fail().go_on()
             self._raise_failure_behind()
             if time.monotonic() > deadline:
                 raise ProcessLostError(

@@ -22,6 +22,8 @@ from ray_snake.runtime.journal import (
     VisitRecord,
 )
 
+HOLD_SECONDS = 1.0
+"""How long a visit's blocks may wait for the next visit to be under way before they are stored."""
 COUNTERS_SECONDS = 12.0
 """How long a run's end waits for counters of what moved: Ray reports them every 10 s."""
 
@@ -63,6 +65,8 @@ class Recorder:
         self._on_whole = on_whole
         self._backlog = backlog
         self._pending: list[asyncio.Task[None]] = []
+        self._hold_over = asyncio.Event()
+        self._hold_over.set()
         self._writing: asyncio.Future[None] | None = None
 
     async def start(self) -> None:
@@ -96,6 +100,7 @@ class Recorder:
             anchors: What they are the difference from, in block order; none: they are whole.
             wholes: Them whole, by block, where the driver's side has decoded them already.
         """
+        self._hold()
         if wholes is not None:
             # The next visit's results may be the difference from them.
             self._keep(record.visit, refs, wholes)
@@ -213,6 +218,10 @@ class Recorder:
     def _current(self, blocks: Iterable[int]) -> list[BlockVersion]:
         return [(block, self._journal.current_version(block)) for block in blocks]
 
+    def go_on(self) -> None:
+        """Store what waits: the next visit's node has its blocks."""
+        self._hold_over.set()
+
     def raise_failure(self) -> None:
         """Raise what kept the recorder from going on, if anything did."""
         for task in self._pending:
@@ -221,6 +230,7 @@ class Recorder:
 
     async def drain(self) -> None:
         """Return when everything so far is on storage; raise what kept it from being so."""
+        self.go_on()
         if self._pending:
             await self._pending[-1]
 
@@ -235,7 +245,13 @@ class Recorder:
     async def _add(self, work: Callable[[], Awaitable[None]]) -> None:
         self._queue(work)
         if len(self._pending) > self._backlog + 1:
+            self.go_on()
             await self._pending[0]
+
+    def _hold(self) -> None:
+        """Leave machines and links to the handover: storing pulls the very same blocks."""
+        self._hold_over.clear()
+        asyncio.get_running_loop().call_later(HOLD_SECONDS, self.go_on)
 
     def _queue(self, work: Callable[[], Awaitable[None]]) -> None:
         self.raise_failure()
@@ -243,12 +259,12 @@ class Recorder:
         before = self._pending[-1] if self._pending else None
         self._pending.append(asyncio.create_task(self._after(before, work)))
 
-    @staticmethod
     async def _after(
-        before: asyncio.Task[None] | None, work: Callable[[], Awaitable[None]]
+        self, before: asyncio.Task[None] | None, work: Callable[[], Awaitable[None]]
     ) -> None:
         if before is not None:
             await before
+        await self._hold_over.wait()
         await work()
 
     async def _append(self, record: JournalRecord) -> None:

@@ -195,6 +195,53 @@ class TestDifferences:
         assert sorted(cluster.stored) == [(0, 0), (0, 1)]
 
 
+class TestHold:
+    """Storing pulls what the next visit's node pulls, and leaves it the link."""
+
+    @staticmethod
+    async def visit_and_wait(recorder):
+        await recorder.start()
+        await recorder.drain()
+        await recorder.visit(record(1), {0: block(1)}, anchors=None)
+        for _ in range(50):
+            await asyncio.sleep(0)
+
+    def test_blocks_are_stored_once_the_next_visit_is_under_way(
+        self, cluster, storage, monkeypatch
+    ):
+        monkeypatch.setattr(recorder_module, "HOLD_SECONDS", 1000.0)
+
+        async def scenario():
+            recorder = make(cluster, storage)
+            await self.visit_and_wait(recorder)
+            held = sorted(cluster.stored)
+            recorder.go_on()
+            await until(lambda: (0, 1) in cluster.stored)
+            return held
+
+        assert run(scenario()) == [(0, 0)]
+
+    def test_or_after_a_moment(self, cluster, storage, monkeypatch):
+        monkeypatch.setattr(recorder_module, "HOLD_SECONDS", 0.01)
+
+        async def scenario():
+            await self.visit_and_wait(make(cluster, storage))
+            await until(lambda: (0, 1) in cluster.stored)
+
+        run(scenario())
+
+    def test_or_when_all_is_waited_for(self, cluster, storage, monkeypatch):
+        monkeypatch.setattr(recorder_module, "HOLD_SECONDS", 1000.0)
+
+        async def scenario():
+            recorder = make(cluster, storage)
+            await self.visit_and_wait(recorder)
+            await recorder.drain()
+
+        run(scenario())
+        assert kinds(storage) == ["start", "visit"]
+
+
 class TestTraffic:
     """What machines received, as their counters say."""
 

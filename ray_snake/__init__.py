@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from ray_snake.config import (
     AcceptanceConfig,
+    CodecConfig,
     DataConfig,
     EvaluationConfig,
     FailureConfig,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AcceptanceConfig",
+    "CodecConfig",
     "DataConfig",
     "EvaluationConfig",
     "FailureConfig",

@@ -86,7 +86,7 @@ def _shards(data: Path, storage: Path, rows: int, alpha: float) -> list[Path]:
     if not (folder / "partition.json").exists():
         table: pa.Table = read_table(str(data / "train.arrow"))
         chosen = np.sort(np.random.default_rng(ROWS_SEED).permutation(len(table))[:rows])
-        source = folder.with_suffix(".arrow")
+        source = folder.with_name(f"{folder.name}.arrow")
         write_shard(str(source), table.take(pa.array(chosen)))
         split = PartitionConfig(scheme="dirichlet", alpha=alpha, nodes=8, seed=ROWS_SEED)
         partition_file(str(source), split, str(folder))

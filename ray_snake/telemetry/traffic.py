@@ -17,8 +17,9 @@ class Traffic:
         links: What the ledger says went from one node (or `driver`) to another, by both.
         predicted: The same by the machine that it came to.
         measured: What each machine's object manager received meanwhile: other jobs' objects too,
-            and twice what was sent twice. Counted from the run's start or resume to the last
-            reading; {} where there was none.
+            and twice what was sent twice, but no block below 100 kB, which Ray sends within its
+            messages. Counted from the run's start or resume to the last reading; {} where there
+            was none.
     """
 
     def __init__(self) -> None:

@@ -18,7 +18,6 @@ which leave out that memcpy. Each figure is a median over visits, each `spread` 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import os
 import statistics
@@ -44,6 +43,7 @@ from ray_snake.runtime.journal import VisitRecord, read_records
 from ray_snake.storage import Storage
 
 # The first visits start processes, and first touch the memory of the object stores.
+STORE_BYTES = 2 * 10**9
 WARM_UP_VISITS = 4
 GETS = 6
 
@@ -68,7 +68,8 @@ def main(megabytes: int, trips: int, steps: int, raylets: bool, as_json: bool) -
 def _same_machine(width: int, trips: int, steps: int) -> dict[str, Any]:
     visits, copies = _run(width, trips, steps)
     handovers = _handovers(visits)
-    steady, beside = visits[WARM_UP_VISITS:], copies[WARM_UP_VISITS:]
+    steady = [visits[place] for place in _steady(visits)]
+    beside = [copies[place] for place in _steady(visits)]
     ratios = [handover / copy for handover, copy in zip(handovers, beside, strict=True)]
     train = [one.train_seconds - copy for one, copy in zip(steady, beside, strict=True)]
     return {
@@ -110,17 +111,29 @@ def _two_raylets(width: int, trips: int, steps: int) -> dict[str, Any]:
         "get_seconds": round(get, 4),
         "get_seconds_spread": _quartiles(gets),
         "two_raylets_pull_seconds": round(
-            statistics.median(one.pull_seconds for one in visits[WARM_UP_VISITS:]), 4
+            statistics.median(visits[place].pull_seconds for place in _steady(visits)), 4
         ),
         "two_raylets_memcpy_seconds": round(statistics.median(copies[WARM_UP_VISITS:]), 4),
     }
 
 
-def _handovers(visits: list[VisitRecord]) -> list[float]:
-    """Return the seconds from each decision to the next that were not training."""
+def _steady(visits: list[VisitRecord]) -> list[int]:
+    """Return the places of visits, but the first, to which another node's result was handed over.
+
+    At its turns the snake visits a node twice in a row.
+    """
     return [
-        after.finished_at - before.finished_at - after.train_seconds
-        for before, after in itertools.pairwise(visits[WARM_UP_VISITS - 1 :])
+        place
+        for place in range(WARM_UP_VISITS, len(visits))
+        if visits[place].node != visits[place - 1].node
+    ]
+
+
+def _handovers(visits: list[VisitRecord]) -> list[float]:
+    """Return the seconds from the decision before to the decision on it that were not training."""
+    return [
+        visits[place].finished_at - visits[place - 1].finished_at - visits[place].train_seconds
+        for place in _steady(visits)
     ]
 
 
@@ -184,9 +197,11 @@ def _cluster() -> Iterator[list[str]]:
     import ray
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    # By default its stores have 150 MB: they would spill spans to disk, and read them back.
+    room = {"num_cpus": 1, "object_store_memory": STORE_BYTES}
+    cluster = Cluster(initialize_head=True, head_node_args=room)
     try:
-        cluster.add_node(num_cpus=1)
+        cluster.add_node(**room)
         ray.init(address=cluster.address, log_to_driver=False)
         yield [one["NodeID"] for one in ray.nodes()]
     finally:

@@ -173,15 +173,22 @@ class Recorder:
     async def traffic(self, *, visit: int, last: bool = False) -> None:
         """Journal what machines have received so far.
 
+        The first reading is made before this returns: what moves from then on counts.
+
         Args:
             visit: The last decided visit.
             last: Wait until the counters know of all that was to move, for a while.
         """
 
+        first = self._received_before is None
+        at_first = await self._meter.received() if first else {}
+        if first:
+            self._received_before = sum(at_first.values())
+
         async def work() -> None:
             deadline = time.monotonic() + COUNTERS_SECONDS
-            received = await self._meter.received()
-            first, before = self._received_before is None, self._received_before or 0
+            received = at_first if first else await self._meter.received()
+            before = self._received_before or 0
             while (
                 last
                 and received
@@ -192,8 +199,6 @@ class Recorder:
                 received = await self._meter.received()
             if not received:
                 return
-            if first:
-                self._received_before = sum(received.values())
             await self._append(
                 TrafficRecord(
                     visit=visit,

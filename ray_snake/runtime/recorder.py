@@ -179,7 +179,6 @@ class Recorder:
             visit: The last decided visit.
             last: Wait until the counters know of all that was to move, for a while.
         """
-
         first = self._received_before is None
         at_first = await self._meter.received() if first else {}
         if first:

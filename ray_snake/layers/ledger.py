@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 Ref = TypeVar("Ref")
-DRIVER = "driver"
-"""The origin of what comes from the driver's side."""
 BlockVersion = tuple[int, int]
 """(block, version)."""
 
@@ -146,7 +144,10 @@ class Ledger(Generic[Ref]):
         not known as a difference (it was restored from storage) the whole.
         """
         return [
-            min(self._parcels[block, self._versions[block]], key=lambda one: one.bytes)
+            min(
+                (one for one in self._parcels[block, self._versions[block]] if not one.private),
+                key=lambda one: one.bytes,
+            )
             for block in trained
             if self._versions[block] != self._anchor(block)
         ]

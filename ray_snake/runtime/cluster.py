@@ -126,8 +126,33 @@ def is_embedded(address: str | None) -> bool:
 @dataclass
 class _Machine:
     name: str
-    left: dict[str, float]
+    id: str
+    resources: dict[str, float]
     labels: dict[str, str]
+
+
+def _machines() -> list[_Machine]:
+    """Return the machines that are up."""
+    return [
+        _Machine(
+            name=str(one["NodeManagerHostname"]),
+            id=str(one["NodeID"]),
+            resources={name: float(amount) for name, amount in one["Resources"].items()},
+            labels={str(k): str(v) for k, v in (one.get("Labels") or {}).items()},
+        )
+        for one in ray.nodes()
+        if one["Alive"]
+    ]
+
+
+def host_machines(nodes: NodesConfig) -> list[str]:
+    """Return the ids of the machines that may host nodes: those with the labels, and with CPUs.
+
+    A head without CPUs is how a cluster says that nothing should compute there; it counts where
+    there is nothing else.
+    """
+    able = [one for one in _machines() if _matches(one.labels, nodes.labels)]
+    return [one.id for one in able if one.resources.get("CPU")] or [one.id for one in able]
 
 
 def gpu_share(nodes: NodesConfig, actors: int) -> float:
@@ -151,15 +176,7 @@ def check_resources(nodes: NodesConfig, actors: int, gpus: float) -> None:
     """
     if nodes.may_scale:
         return
-    machines = [
-        _Machine(
-            name=str(one["NodeManagerHostname"]),
-            left={name: float(amount) for name, amount in one["Resources"].items()},
-            labels={str(k): str(v) for k, v in (one.get("Labels") or {}).items()},
-        )
-        for one in ray.nodes()
-        if one["Alive"]
-    ]
+    machines = _machines()
     able = [one for one in machines if _matches(one.labels, nodes.labels)]
     if not able:
         known = sorted({f"{k}={v}" for one in machines for k, v in one.labels.items()})
@@ -173,9 +190,11 @@ def check_resources(nodes: NodesConfig, actors: int, gpus: float) -> None:
         ("nodes.gpus", "GPU", gpus),
         ("nodes.memory_bytes", "memory", float(nodes.memory_bytes)),
     ):
-        room = sum(int(one.left.get(resource, 0.0) / amount + 1e-9) for one in able if amount > 0)
+        room = sum(
+            int(one.resources.get(resource, 0.0) / amount + 1e-9) for one in able if amount > 0
+        )
         if amount > 0 and room < actors:
-            have = ", ".join(f"{one.name} {one.left.get(resource, 0.0):g}" for one in able)
+            have = ", ".join(f"{one.name} {one.resources.get(resource, 0.0):g}" for one in able)
             raise ResourceError(
                 key,
                 f"{actors} node actors with {amount:g} each don't fit on what the cluster has "

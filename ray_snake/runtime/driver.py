@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from ray_snake.config import SnakeConfig
 from ray_snake.errors import NodeFailedError, SnakeError, VisitFailedError
-from ray_snake.layers.ledger import DRIVER, Ledger, Parcel
+from ray_snake.layers.ledger import Ledger, Parcel
 from ray_snake.planning.anchor import Anchors
 from ray_snake.planning.schedule import Schedule, learning_rate
 from ray_snake.planning.span import Visit
@@ -36,7 +36,7 @@ from ray_snake.runtime.handles import (
     ProcessLostError,
     Ref,
 )
-from ray_snake.runtime.journal import Journal, Transfer, VisitRecord
+from ray_snake.runtime.journal import DRIVER, Journal, Transfer, VisitRecord
 from ray_snake.runtime.messages import BlockTable, VisitTask
 from ray_snake.runtime.recorder import Recorder
 from ray_snake.runtime.resume import replay, stored_blocks
@@ -356,8 +356,11 @@ class Driver:
         # Straight on to the next node, or through the driver's side: it goes there once.
         machines = {state.machine, self._engine.machine}
         if len(machines) > 1:
-            to_driver = Transfer(source=origin, target=DRIVER, bytes=record.bytes_returned)
-            record = record.model_copy(update={"transfers": (*record.transfers, to_driver)})
+            to_driver = [
+                Transfer(source=origin, target=DRIVER, bytes=size)
+                for size in state.report.parcel_bytes
+            ]
+            record = record.model_copy(update={"transfers": (*record.transfers, *to_driver)})
         wholes = None
         if self._through_driver:
             bases = [] if anchors is None else [recorder.whole(b, anchors[b]) for b in refs]

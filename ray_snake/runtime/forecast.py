@@ -10,11 +10,12 @@ from ray_snake.engine.profile import profile_blocks
 from ray_snake.engine.stack import BlockStack
 from ray_snake.engine.visit import total_steps
 from ray_snake.layers.codec import encoded_nbytes
-from ray_snake.layers.ledger import DRIVER, Ledger, Parcel
+from ray_snake.layers.ledger import Ledger, Parcel
 from ray_snake.planning.anchor import make_anchors
 from ray_snake.planning.cost import BlockCost, VisitCost, predict_visit
 from ray_snake.planning.schedule import Schedule
 from ray_snake.planning.span import Visit
+from ray_snake.runtime.journal import DRIVER
 from ray_snake.runtime.messages import NodeSpec
 
 

@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from ray_snake.errors import CheckpointError
 from ray_snake.storage import Storage
 
+DRIVER = "driver"
+"""What a transfer calls the driver's side."""
 SEGMENT_RECORDS = 64
 
 
@@ -54,12 +56,12 @@ class StartRecord(Record):
 
 
 class Transfer(Record):
-    """Blocks that went from one machine to another.
+    """A block that went from one machine to another.
 
     Attributes:
-        source: The node that made them, or `driver`: the driver's side.
-        target: The node that pulled them, or `driver`.
-        bytes: Bytes of their arrays as they travelled.
+        source: The node that made it, or `driver`: the driver's side.
+        target: The node that pulled it, or `driver`.
+        bytes: Bytes of its arrays as they travelled.
     """
 
     source: str

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import ray
@@ -27,6 +28,7 @@ from ray_snake.runtime.actors import (
     first_line,
     visit_failure,
 )
+from ray_snake.runtime.cluster import host_machines
 from ray_snake.runtime.handles import BlocksLostError, ProcessLostError, StartedNode
 from ray_snake.runtime.journal import BlockRecord
 from ray_snake.runtime.messages import (
@@ -40,25 +42,46 @@ from ray_snake.runtime.meter import machine_name
 from ray_snake.storage import Storage
 
 CONTROL_TIMEOUT_SECONDS = 5.0
+NODE_ID_LABEL = "ray.io/node-id"
+"""The label with a machine's id, which Ray gives to each."""
 
 Answer = TypeVar("Answer")
 
 
 def node_options(nodes: NodesConfig, gpus: float) -> dict[str, Any]:
-    """Return the Ray options of a node actor: what it asks of the cluster."""
+    """Return the Ray options of a node actor: what it asks of whichever machine hosts it."""
     options: dict[str, Any] = {
         "num_cpus": nodes.cpus,
         "num_gpus": gpus,
         "max_restarts": 0,
         "max_task_retries": 0,
         "concurrency_groups": {"control": 2, "fetch": 1},
-        "scheduling_strategy": "SPREAD",
     }
     if nodes.memory_bytes:
         options["memory"] = nodes.memory_bytes
-    if nodes.labels:
-        options["label_selector"] = nodes.labels
     return options
+
+
+def host_options(nodes: NodesConfig, gpus: float, hosted: Iterable[str]) -> dict[str, Any]:
+    """Return the Ray options that choose a node actor's machine.
+
+    Actors that reserve something Ray spreads by what is free. It puts those that reserve nothing
+    (the default) on machines at random, so that is done here: on the machine with the fewest of
+    them, or on any other if it is lost meanwhile.
+
+    Args:
+        nodes: What an actor asks for.
+        gpus: Its GPU share.
+        hosted: The machine of each actor of the run so far.
+    """
+    machines = host_machines(nodes)
+    if nodes.cpus or gpus or nodes.memory_bytes or not machines:
+        return {"scheduling_strategy": "SPREAD", "label_selector": nodes.labels}
+    counts = Counter(hosted)
+    return {
+        "label_selector": {**nodes.labels, NODE_ID_LABEL: min(machines, key=counts.__getitem__)},
+        "fallback_strategy": [{"label_selector": nodes.labels}],
+    }
 
 
 def actor_class(kind: type, **options: Any) -> Any:  # noqa: ANN401 - Ray's actor class and options
@@ -181,13 +204,18 @@ class RayNodeLauncher:
         self._specs = specs
         self._recipe = recipe
         self._actor_class = actor_class(SnakeNode, **node_options(nodes, gpus))
+        self._nodes = nodes
+        self._gpus = gpus
         self._actors: dict[tuple[int, ...], Any] = {}
+        self._machines: dict[tuple[int, ...], str] = {}
 
     async def launch(self, group: tuple[int, ...]) -> dict[int, StartedNode]:
         """Start the actor of these nodes and wait until it has opened their shards."""
         specs = {node: self._specs[node] for node in group}
-        actor = self._actor_class.remote(specs, self._recipe)
+        where = host_options(self._nodes, self._gpus, self._machines.values())
+        actor = self._actor_class.options(**where).remote(specs, self._recipe)
         self._actors[group] = actor
+        self._machines[group] = where["label_selector"].get(NODE_ID_LABEL, "")
         names = {node: spec.name for node, spec in specs.items()}
         machine, samples = await _answer(
             actor.open.remote(), f"node {', '.join(names.values())} while it started"
@@ -207,6 +235,7 @@ class RayNodeLauncher:
 
     def kill(self, group: tuple[int, ...]) -> None:
         """End the actor of these nodes."""
+        self._machines.pop(group, None)
         actor = self._actors.pop(group, None)
         if actor is not None:
             ray.kill(actor)

@@ -26,6 +26,8 @@ HOLD_SECONDS = 1.0
 """How long a visit's blocks may wait for the next visit to be under way before they are stored."""
 COUNTERS_SECONDS = 12.0
 """How long a run's end waits for counters of what moved: Ray reports them every 10 s."""
+UNCOUNTED_BYTES = 100_000
+"""Smaller objects may travel within Ray's messages; object managers then don't count them."""
 
 
 class Recorder:
@@ -59,7 +61,7 @@ class Recorder:
         self._journal = journal
         self._meter = meter
         self._received_before: int | None = None
-        self._predicted = 0
+        self._expected = 0
         self._emit = emit
         self._wholes = dict(wholes)
         self._on_whole = on_whole
@@ -115,7 +117,9 @@ class Recorder:
                 )
             complete = record.model_copy(update={"blocks": blocks, "update_norm": change})
             await self._append(complete)
-            self._predicted += sum(one.bytes for one in record.transfers)
+            self._expected += sum(
+                one.bytes for one in record.transfers if one.bytes > UNCOUNTED_BYTES
+            )
             self._emit(VisitDecided(record=complete))
             await self._discard(anchors)
 
@@ -191,7 +195,7 @@ class Recorder:
             while (
                 last
                 and received
-                and sum(received.values()) - before < self._predicted
+                and sum(received.values()) - before < self._expected
                 and time.monotonic() < deadline
             ):
                 await asyncio.sleep(COUNTERS_SECONDS / 24)

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
-from ray_snake.layers.ledger import DRIVER, BlockVersion, Ledger, Parcel, Release
+from ray_snake.layers.ledger import BlockVersion, Ledger, Parcel, Release
 from ray_snake.planning.anchor import Anchors
 from ray_snake.planning.span import Visit
 from ray_snake.runtime.handles import (
@@ -16,7 +16,7 @@ from ray_snake.runtime.handles import (
     ProcessLostError,
     Ref,
 )
-from ray_snake.runtime.journal import Transfer
+from ray_snake.runtime.journal import DRIVER, Transfer
 from ray_snake.runtime.messages import Delivery
 from ray_snake.runtime.roster import Roster
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from ray_snake.runtime.journal import JournalRecord, TrafficRecord, VisitRecord
-
-DRIVER = "driver"
+from ray_snake.runtime.journal import DRIVER, JournalRecord, TrafficRecord, VisitRecord
 
 
 class Traffic:

@@ -19,7 +19,8 @@ from ray_snake.errors import ResourceError
 def test_nodes_are_on_several_machines_and_the_driver_on_this_one(watched_reference):
     result, seen = watched_reference
     assert len(seen["machines"]) == NODES
-    assert len(set(seen["machines"])) > 1
+    # No machine has two while another has none.
+    assert len(set(seen["machines"])) == NODES
     assert seen["driver"] == ray.get_runtime_context().get_node_id()
     # Each visit follows one on another node, so blocks went between these machines' stores.
     assert result.summary["bytes_moved"] > 0

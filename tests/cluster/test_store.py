@@ -1,7 +1,5 @@
 """Superseded block versions are let go: a long run does not grow the object stores."""
 
-import statistics
-
 import numpy as np
 import ray
 from ray._private.internal_api import node_stats
@@ -35,20 +33,22 @@ def test_hundreds_of_visits_do_not_grow_the_stores(raylets, tmp_path):
     held = []
 
     def look(event):
-        if isinstance(event, VisitDecided) and event.record.visit % 10 == 0:
+        if isinstance(event, VisitDecided) and event.record.visit % 4 == 0:
             held.append((bytes_in_stores() - before) / model_bytes)
 
     config = SnakeConfig(
         snake=SnakeSection(span_width=1, trips=TRIPS), nodes=NodesConfig(nodes_per_actor=2)
     )
     SnakeTrainer(build, shards, config, storage=tmp_path, progress=False, on_event=look).fit()
-    assert len(held) == NODES * TRIPS // 10
+    assert len(held) == NODES * TRIPS // 4
     # The stores hold the current versions, what the recorder has not stored yet, and what Ray will
     # free at the end of its second. All that was ever trained would be half a model a visit.
     trained = NODES * TRIPS / 2
     assert max(held) <= trained / 3
+    # How much waits to be freed depends on how fast visits follow each other. What is never freed
+    # would lift the least that was held: by 7 models over these visits, were it one block of four.
     half = len(held) // 2
-    assert statistics.mean(held[half:]) <= 1.5 * statistics.mean(held[:half])
+    assert min(held[half:]) <= min(held[:half]) + 4
 
 
 def test_transfers_through_the_drivers_side_give_the_same_weights(raylets, reference, tmp_path):

@@ -10,7 +10,8 @@ from typing import Annotated, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from ray_snake.config import Section, SnakeConfig
+from ray_snake.config import SnakeConfig
+from ray_snake.settings_tree import Section
 
 PAGE = Path(__file__).with_name("configuration.md")
 

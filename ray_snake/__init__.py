@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from ray_snake.config import (
     AcceptanceConfig,
+    BaselineConfig,
     CodecConfig,
     DataConfig,
     EvaluationConfig,
@@ -28,12 +29,16 @@ from ray_snake.config import (
     TransportConfig,
 )
 from ray_snake.errors import InputError, RunError, SnakeError
+from ray_snake.planning.order import Order, Turn
+from ray_snake.planning.span import Span, Visit
+from ray_snake.planning.strategy import Strategy
 
 if TYPE_CHECKING:
     from ray_snake.trainer import Result, SnakeTrainer
 
 __all__ = [
     "AcceptanceConfig",
+    "BaselineConfig",
     "CodecConfig",
     "DataConfig",
     "EvaluationConfig",
@@ -42,6 +47,7 @@ __all__ = [
     "LossConfig",
     "ModelConfig",
     "NodesConfig",
+    "Order",
     "PartitionConfig",
     "Result",
     "RunError",
@@ -49,9 +55,13 @@ __all__ = [
     "SnakeError",
     "SnakeSection",
     "SnakeTrainer",
+    "Span",
     "StorageConfig",
+    "Strategy",
     "TrainingConfig",
     "TransportConfig",
+    "Turn",
+    "Visit",
 ]
 
 __version__ = "0.1.0"

@@ -16,52 +16,32 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
     model_validator,
 )
 
 from ray_snake.errors import ConfigError
-from ray_snake.settings_tree import apply_setting, differences, first_problem, unknown_key
+from ray_snake.settings_tree import (
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    Numbers,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+    Texts,
+    apply_setting,
+    differences,
+    first_problem,
+    none_if_named,
+)
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-
-PositiveInt = Annotated[int, Field(gt=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-# TOML and JSON have no tuples: a list stands for one.
-Texts = Annotated[tuple[str, ...], Field(strict=False)]
-Numbers = Annotated[tuple[float, ...], Field(strict=False)]
-
-
-def _none_if_named(value: object) -> object:
-    # TOML has no null, so that a default could not be switched off without a word for it.
-    return None if value == "none" else value
-
-
-class Section(BaseModel):
-    """A frozen group of settings that refuses unknown keys."""
-
-    model_config: ClassVar[ConfigDict] = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_unknown_keys(cls, values: object) -> object:
-        if isinstance(values, Mapping):
-            for key in values:
-                if key not in cls.model_fields:
-                    raise ValueError(unknown_key(str(key), list(cls.model_fields)))
-        return values
 
 
 class ModelConfig(Section):
@@ -178,8 +158,10 @@ class NodesConfig(Section):
 class SnakeSection(Section):
     """How the snake crawls: who trains what, when."""
 
-    order: Literal["span_major", "diagonal", "random"] = Field(
-        default="span_major", description="How spans and nodes are paired; see planning.order."
+    order: str = Field(
+        default="span_major",
+        description="How spans and nodes are paired: `span_major`, `diagonal`, `random`, or one of "
+        "your own; see docs/extending.md.",
     )
     span_width: PositiveInt = Field(default=2, description="Blocks trained together.")
     trips_per_span: PositiveInt = Field(
@@ -219,7 +201,7 @@ class TrainingConfig(Section):
     steps: PositiveInt | None = Field(
         default=None, description="Optimizer steps in one visit; takes the place of epochs."
     )
-    clip_norm: Annotated[PositiveFloat | None, BeforeValidator(_none_if_named)] = Field(
+    clip_norm: Annotated[PositiveFloat | None, BeforeValidator(none_if_named)] = Field(
         default=5.0, description='Largest norm of a step\'s gradient; "none" switches clipping off.'
     )
     cache_bytes: NonNegativeInt = Field(
@@ -232,8 +214,10 @@ class TrainingConfig(Section):
 class LossConfig(Section):
     """What a visit minimises: (1-a) * task + a * distillation + mu/2 * |w - w0|^2."""
 
-    name: Literal["cross_entropy", "mse"] = Field(
-        default="cross_entropy", description="The task's own loss."
+    name: str = Field(
+        default="cross_entropy",
+        description="The task's own loss: `cross_entropy`, `mse`, or one of your own; see "
+        "docs/extending.md.",
     )
     logit_adjustment: NonNegativeFloat = Field(
         default=1.0, description="Weight tau of the node's log label frequencies (classification)."
@@ -244,6 +228,14 @@ class LossConfig(Section):
     temperature: PositiveFloat = Field(default=2.0, description="Temperature T of distillation.")
     proximal: NonNegativeFloat = Field(
         default=0.0, description="Weight mu of the squared distance from the arriving weights."
+    )
+
+
+class BaselineConfig(Section):
+    """What only the snake's rivals have."""
+
+    full_rounds: NonNegativeInt = Field(
+        default=5, description="Rounds of the whole model before each cycle of `fedpart`."
     )
 
 
@@ -340,6 +332,11 @@ class SnakeConfig(Section):
     """
 
     seed: NonNegativeInt = Field(default=0, description="Every random draw derives from it.")
+    strategy: str = Field(
+        default="snake",
+        description="`snake`, or a rival: `fedavg`, `fedprox`, `fedpart`, `cyclic`, `fedcybgd`, "
+        "`centralised`, `local`; or one of your own; see docs/extending.md.",
+    )
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     nodes: NodesConfig = NodesConfig()
@@ -348,6 +345,7 @@ class SnakeConfig(Section):
     loss: LossConfig = LossConfig()
     transport: TransportConfig = TransportConfig()
     codec: CodecConfig = CodecConfig()
+    baseline: BaselineConfig = BaselineConfig()
     acceptance: AcceptanceConfig = AcceptanceConfig()
     failures: FailureConfig = FailureConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -356,12 +354,14 @@ class SnakeConfig(Section):
     # Sections whose values decide a run's weights; the others may change between resumes.
     DECISIVE: ClassVar[tuple[str, ...]] = (
         "seed",
+        "strategy",
         "model",
         "data",
         "snake",
         "training",
         "loss",
         "codec",
+        "baseline",
         "acceptance",
     )
 

@@ -1,13 +1,14 @@
-"""Settings as a nested mapping: `--set`, comparing, unknown keys, and what is wrong with them."""
+"""What settings are made of: sections, their types, `--set`, and what is wrong with them."""
 
 from __future__ import annotations
 
 import difflib
 import json
 import sys
-from typing import Any, get_args
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ray_snake.errors import ConfigError
 
@@ -15,6 +16,39 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+
+PositiveInt = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+# TOML and JSON have no tuples: a list stands for one.
+Texts = Annotated[tuple[str, ...], Field(strict=False)]
+Numbers = Annotated[tuple[float, ...], Field(strict=False)]
+
+
+def none_if_named(value: object) -> object:
+    """Return none for the word `none`."""
+    # TOML has no null, so that a default could not be switched off without a word for it.
+    return None if value == "none" else value
+
+
+class Section(BaseModel):
+    """A frozen group of settings that refuses unknown keys."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_keys(cls, values: object) -> object:
+        if isinstance(values, Mapping):
+            for key in values:
+                if key not in cls.model_fields:
+                    raise ValueError(unknown_key(str(key), list(cls.model_fields)))
+        return values
 
 
 def apply_setting(tree: dict[str, Any], setting: str) -> None:

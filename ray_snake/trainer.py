@@ -16,6 +16,7 @@ import ray
 from ray_snake.config import SnakeConfig
 from ray_snake.data import ShardSource
 from ray_snake.errors import ConfigError, DriverFailedError, InputError, RunError, SnakeError
+from ray_snake.planning.snake import Snake
 from ray_snake.runtime.cluster import (
     check_resources,
     connected,
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 
     from ray_snake.engine.objective import TaskLoss
     from ray_snake.engine.stack import Network
+    from ray_snake.planning.order import Order
+    from ray_snake.planning.strategy import Strategy
 
 EVENTS_SECONDS = 1.0
 DRIVER_TIMEOUT_SECONDS = 60.0
@@ -121,6 +124,8 @@ class SnakeTrainer:
             or a pair (inputs, labels) of arrays; none: the settings' `data`.
         config: The settings.
         loss: (outputs, targets) -> scalar tensor, in place of the settings' loss.
+        strategy: Who trains what next, in place of the settings' strategy.
+        order: How the snake pairs spans and nodes, in place of the settings' order.
         evaluation: Held-out rows, in any form of `nodes`; none: the settings' `evaluation.data`.
         storage: Folder or URI of runs; none: the settings' `storage.uri`.
         name: The run's name; none: `stem`, numbered where that is taken.
@@ -138,6 +143,8 @@ class SnakeTrainer:
         config: SnakeConfig | None = None,
         *,
         loss: TaskLoss | None = None,
+        strategy: type[Strategy] | None = None,
+        order: type[Order] | None = None,
         evaluation: object | None = None,
         storage: str | os.PathLike[str] | None = None,
         name: str | None = None,
@@ -149,9 +156,18 @@ class SnakeTrainer:
     ) -> None:
         config = config or SnakeConfig()
         if isinstance(model, str):
-            chosen = config.model.model_copy(update={"name": model})
-            config = config.model_copy(update={"model": chosen})
-        self._recipe = Recipe(config=config, function=model if callable(model) else None, loss=loss)
+            config = _with(config, "model", name=model)
+        if order is not None:
+            config = _with(config, "snake", order=_import_path(order))
+            strategy = type("Snake", (strategy or Snake,), {"order": order})
+        elif strategy is not None:
+            config = config.model_copy(update={"strategy": _import_path(strategy)})
+        self._recipe = Recipe(
+            config=config,
+            function=model if callable(model) else None,
+            loss=loss,
+            strategy=strategy,
+        )
         self._nodes = nodes
         self._evaluation = evaluation
         self._storage = Storage(
@@ -192,7 +208,7 @@ class SnakeTrainer:
         config = self._recipe.config
         sources = node_sources(config, self._nodes)
         names = tuple(source.name for source in sources)
-        stack = check_model(self._recipe)
+        stack = check_model(self._recipe, nodes=len(sources))
         embedded = is_embedded(self._address)
         specs = check_shards(stack, sources) if embedded else []
         evaluation = self._evaluation_source()
@@ -251,7 +267,16 @@ class SnakeTrainer:
                 board.write()
 
         while True:
-            driver = driver_class.remote(config, blocks, specs, [recipe], storage, evaluation, gpus)
+            driver = driver_class.remote(
+                config,
+                blocks,
+                specs,
+                [recipe],
+                storage,
+                evaluation,
+                gpus,
+                self._recipe.strategy,
+            )
             try:
                 return self._follow(driver, pass_on)
             except ray.exceptions.RayActorError as error:
@@ -283,6 +308,15 @@ class SnakeTrainer:
             if ended:
                 ray.get(run)
                 return sha256
+
+
+def _with(config: SnakeConfig, section: str, **values: object) -> SnakeConfig:
+    changed = getattr(config, section).model_copy(update=values)
+    return config.model_copy(update={section: changed})
+
+
+def _import_path(kind: type) -> str:
+    return f"{kind.__module__}:{kind.__qualname__}"
 
 
 def node_sources(config: SnakeConfig, nodes: Sequence[object] | None) -> list[ShardSource]:

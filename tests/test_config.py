@@ -115,7 +115,7 @@ def test_a_value_of_the_wrong_type_is_refused_with_key_and_value(key, value, mes
         ("loss.temperature", 0, "greater than 0"),
         ("nodes.gpus", -0.5, "greater than or equal to 0"),
         ("failures.visit_timeout_seconds", float("inf"), "finite"),
-        ("snake.order", "zigzag", "'span_major', 'diagonal' or 'random'"),
+        ("transport.mode", "zigzag", "'p2p' or 'client_server'"),
         ("training.optimizer", "adam", "'sgd' or 'adamw'"),
     ],
 )
@@ -150,7 +150,7 @@ def test_a_bad_set_is_refused_with_key_value_and_remedy(setting, message):
 
 
 def test_a_long_value_is_shown_shortened():
-    text = refusal({"snake": {"order": "x" * 500}})
+    text = refusal({"transport": {"mode": "x" * 500}})
     assert "xxx... " not in text
     assert "xxx...)" in text
     assert len(text) < 200

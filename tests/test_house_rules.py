@@ -18,6 +18,7 @@ SHELLS = {"actors", "cluster", "driver_actor", "launch", "meter"}
 # What the driver consists of: it does no tensor maths.
 DRIVER_SIDE = {
     "acceptance",
+    "committer",
     "driver",
     "events",
     "handles",

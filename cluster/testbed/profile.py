@@ -9,8 +9,8 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError, field_validator
 
-from ray_snake.config import Section
 from ray_snake.errors import ConfigError
+from ray_snake.settings_tree import Section
 
 if sys.version_info >= (3, 11):
     import tomllib

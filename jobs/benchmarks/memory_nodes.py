@@ -247,7 +247,7 @@ def bare(settings: Path, timeline: Path) -> None:
     from ray_snake.engine.visit import train_visit
     from ray_snake.layers.state import weights_sha256
     from ray_snake.layers.tensors import pack
-    from ray_snake.planning.schedule import Schedule, learning_rate
+    from ray_snake.planning.strategy import make_strategy
     from ray_snake.runtime.recipe import Recipe
     from ray_snake.seeds import derive_seed
     from ray_snake.trainer import node_sources
@@ -258,14 +258,14 @@ def bare(settings: Path, timeline: Path) -> None:
     stack = recipe.initial()
     shards = [NodeDataset.open(source) for source in node_sources(config, None)]
     objectives = [recipe.objective(shard.label_counts(10)) for shard in shards]
-    schedule = Schedule(config.snake, nodes=NODES, blocks=len(stack), seed=config.seed)
+    strategy = make_strategy(config, nodes=NODES, blocks=len(stack))
     ended = []
-    while (visit := schedule.next()) is not None:
+    while (visit := strategy.next()) is not None:
         train_visit(
             stack,
             shards[visit.node],
             trained=visit.trained,
-            learning_rate=learning_rate(config.training, trip=visit.trip, trips=config.snake.trips),
+            learning_rate=strategy.learning_rate(visit),
             seed=derive_seed(config.seed, "visit", visit.number),
             training=config.training,
             objective=objectives[visit.node],

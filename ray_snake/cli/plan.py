@@ -33,8 +33,9 @@ def plan(config: Path, settings: tuple[str, ...], shown_trips: int) -> None:
 
     torch.set_num_threads(loaded.nodes.threads)
     recipe = Recipe(config=loaded)
-    stack = check_model(recipe)
-    nodes = check_shards(stack, node_sources(loaded, None))
+    sources = node_sources(loaded, None)
+    stack = check_model(recipe, nodes=len(sources))
+    nodes = check_shards(stack, sources)
     found = forecast(loaded, stack, nodes, trips=shown_trips)
     blocks = _table("Blocks", "block", "name", "weights", "forward/sample", "saved/sample")
     visits = _table(

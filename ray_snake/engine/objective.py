@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ray_snake.config import LossConfig
+from ray_snake.extensions import find
 
 TaskLoss = Callable[[Tensor, Tensor], Tensor]
 """(outputs, targets) -> mean loss, a scalar tensor."""
@@ -69,6 +70,9 @@ class Objective:
         settings: Weights and temperature.
         label_counts: Rows of each class on this node, (classes,); none switches adjustment off.
         task: A user's own (outputs, targets) -> scalar in place of the settings' loss.
+
+    Raises:
+        ConfigError: If the settings' loss is not known.
     """
 
     def __init__(
@@ -79,8 +83,7 @@ class Objective:
         task: TaskLoss | None = None,
     ) -> None:
         self._settings = settings
-        named = {"cross_entropy": cross_entropy, "mse": mean_squared_error}
-        self.task: TaskLoss = task or named[settings.name]
+        self.task: TaskLoss = task or find("loss", settings.name)
         self._prior: Tensor | None = None
         if label_counts is not None and settings.logit_adjustment > 0:
             self._prior = settings.logit_adjustment * log_frequencies(label_counts)

@@ -6,10 +6,10 @@ from collections import OrderedDict
 
 from torch import nn
 
-from ray_snake.config import PositiveInt
 from ray_snake.models.convolution import LEAST_CHANNELS, convolution_block
 from ray_snake.models.normalization import Norm
 from ray_snake.models.registry import register
+from ray_snake.settings_tree import PositiveInt
 
 
 @register("cnn")

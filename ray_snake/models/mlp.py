@@ -6,9 +6,9 @@ from collections import OrderedDict
 
 from torch import nn
 
-from ray_snake.config import PositiveInt
 from ray_snake.models.initialization import kaiming_for_relu
 from ray_snake.models.registry import register
+from ray_snake.settings_tree import PositiveInt
 
 
 @register("mlp")

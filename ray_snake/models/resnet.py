@@ -6,11 +6,11 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
-from ray_snake.config import PositiveFloat, PositiveInt
 from ray_snake.models.convolution import convolution_block, scaled
 from ray_snake.models.initialization import kaiming_for_relu
 from ray_snake.models.normalization import Norm, normalization
 from ray_snake.models.registry import register
+from ray_snake.settings_tree import PositiveFloat, PositiveInt
 
 STAGE_CHANNELS = (64, 128, 256, 512)
 BLOCKS_PER_STAGE = 2

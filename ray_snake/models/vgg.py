@@ -6,11 +6,11 @@ from collections import OrderedDict
 
 from torch import nn
 
-from ray_snake.config import PositiveFloat, PositiveInt
 from ray_snake.models.convolution import convolution_block, scaled
 from ray_snake.models.initialization import kaiming_for_relu
 from ray_snake.models.normalization import Norm
 from ray_snake.models.registry import register
+from ray_snake.settings_tree import PositiveFloat, PositiveInt
 
 # Channels of each convolution, and whether it ends in max pooling (configuration A).
 CONVOLUTIONS = (

@@ -1,4 +1,4 @@
-"""Orders: how the snake pairs nodes with spans. A new order is one class here and its name below.
+"""Orders: how the snake pairs nodes with spans. A new order is one class; see docs/extending.md.
 
 An order proposes, coverage disposes: whatever an order would like, a node is only ever given one
 of the spans that it has trained least often, or less than `stay` times more often than that. So
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ray_snake.errors import ConfigError
+from ray_snake.extensions import find
 from ray_snake.seeds import derive_seed
 
 
@@ -104,22 +105,15 @@ class RandomOrder(Order):
         return least_trained[derive_seed(self.seed, "span", turn.number) % len(least_trained)]
 
 
-ORDERS: dict[str, type[Order]] = {
-    "span_major": SpanMajor,
-    "diagonal": Diagonal,
-    "random": RandomOrder,
-}
-
-
-def make_order(name: str, *, spans: int, seed: int, stay: int = 1) -> Order:
-    """Return the order registered under `name`.
+def find_order(name: str) -> type[Order]:
+    """Return the order of a name.
 
     Raises:
         ConfigError: If there is none of that name.
     """
-    try:
-        return ORDERS[name](spans=spans, seed=seed, stay=stay)
-    except KeyError:
+    found = find("order", name)
+    if not (isinstance(found, type) and issubclass(found, Order)):
         raise ConfigError(
-            "snake.order", f"no order {name!r}", f"choose one of {', '.join(ORDERS)}"
-        ) from None
+            "snake.order", f"{name!r} is no subclass of ray_snake.Order", "derive it from that"
+        )
+    return found

@@ -38,6 +38,8 @@ class Visit:
         node: The node's number, from 0.
         span: The blocks whose turn it is.
         trained: All blocks it trains, ascending: the span and the ends that train with it.
+        averaged: Whether its result is averaged with those of its trip's other visits, which all
+            start from the same model; otherwise the next visit goes on from it.
     """
 
     number: int
@@ -45,6 +47,7 @@ class Visit:
     node: int
     span: Span
     trained: tuple[int, ...]
+    averaged: bool = False
 
 
 def cut_spans(blocks: int, width: int) -> tuple[Span, ...]:

@@ -220,6 +220,16 @@ class SnakeEngine:
         """Return whole versions of differences from `bases`, one object each."""
         return _one_object_each(self._engine.decode(pull(refs), pull(bases)))
 
+    def average(
+        self, version: int, refs: list[list[BlockRef]], weights: list[list[float]]
+    ) -> tuple[LayerState, ...] | LayerState:
+        """Return the weighted mean of each block's versions, one object each."""
+        averages = [
+            self._engine.average(version, pull(of_block), own)
+            for of_block, own in zip(refs, weights, strict=True)
+        ]
+        return _one_object_each(averages)
+
     def store(self, refs: list[BlockRef]) -> tuple[BlockRecord, ...]:
         """Write block versions to storage."""
         return self._engine.store(pull(refs))

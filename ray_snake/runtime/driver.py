@@ -17,9 +17,10 @@ from ray_snake.config import SnakeConfig
 from ray_snake.errors import NodeFailedError, SnakeError, VisitFailedError
 from ray_snake.layers.ledger import Ledger, Parcel
 from ray_snake.planning.anchor import Anchors
-from ray_snake.planning.schedule import Schedule, learning_rate
 from ray_snake.planning.span import Visit
+from ray_snake.planning.strategy import Strategy, make_strategy
 from ray_snake.runtime.acceptance import Refuse, judge
+from ray_snake.runtime.committer import Committer, Result
 from ray_snake.runtime.events import (
     Event,
     Recovering,
@@ -36,7 +37,7 @@ from ray_snake.runtime.handles import (
     ProcessLostError,
     Ref,
 )
-from ray_snake.runtime.journal import DRIVER, Journal, Transfer, VisitRecord
+from ray_snake.runtime.journal import DRIVER, Journal, VisitRecord
 from ray_snake.runtime.messages import BlockTable, VisitTask
 from ray_snake.runtime.recorder import Recorder
 from ray_snake.runtime.resume import replay, stored_blocks
@@ -73,6 +74,7 @@ class Driver:
         meter: Counts what machines receive.
         evaluates: Whether the process engine has held-out rows.
         emit: Told everything that happens, in order.
+        strategy: A user's own class; none: the one that the settings name.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class Driver:
         meter: Meter,
         evaluates: bool,
         emit: Callable[[Event], None],
+        strategy: type[Strategy] | None = None,
     ) -> None:
         self.state: State = Starting()
         self._config = config
@@ -98,11 +101,13 @@ class Driver:
         self._meter = meter
         self._evaluates = evaluates
         self._emit = emit
+        self._strategy_kind = strategy
         self._recoveries_left = config.failures.recoveries
         self._refused_in_a_row = 0
-        self._schedule: Schedule
+        self._strategy: Strategy
         self._supply: Supply | None = None
         self._recorder: Recorder | None = None
+        self._committer: Committer
 
     async def run(self) -> State:
         """Step until the run is finished or has failed; return that state."""
@@ -121,6 +126,10 @@ class Driver:
         except (ProcessLostError, BlocksLostError) as error:
             self.state = self._recover(str(error))
         except SnakeError as error:
+            if self._recorder is not None:
+                # What was accepted before need not be done again.
+                with contextlib.suppress(SnakeError, ProcessLostError, BlocksLostError):
+                    await self._recorder.drain()
             self.state = Failed(error=error)
 
     async def _next(self, state: State) -> State:
@@ -138,27 +147,27 @@ class Driver:
         return state
 
     async def _start(self) -> State:
-        """Bring the journal's last model into the object store and take up the schedule there."""
+        """Bring the journal's last model into the object store and take up the strategy there."""
         await self._stop_background()
         journal = await asyncio.to_thread(Journal, self._storage)
-        self._schedule = Schedule(
-            self._config.snake,
+        self._strategy = make_strategy(
+            self._config,
             nodes=len(self._names),
             blocks=len(self._blocks.names),
-            seed=self._config.seed,
+            kind=self._strategy_kind,
         )
-        anchors, self._refused_in_a_row = replay(journal, self._schedule, self._config.codec)
+        anchors, self._refused_in_a_row = replay(journal, self._strategy, self._config.codec)
         self._emit(
             RunStarted(
                 nodes=self._names,
                 block_names=self._blocks.names,
                 block_bytes=self._blocks.bytes,
                 trips=self._config.snake.trips,
-                visits=self._schedule.total,
+                visits=self._strategy.total,
                 done=len(journal.visits),
             )
         )
-        self._roster.begin(self._schedule.upcoming_nodes())
+        self._roster.begin(self._strategy.upcoming_nodes())
         await self._engine.start()
         wholes = await stored_blocks(journal, anchors, self._engine)
         self._take_up(journal, anchors, wholes)
@@ -210,6 +219,12 @@ class Driver:
             timeout=self._config.failures.visit_timeout_seconds,
             through_driver=self._through_driver,
         )
+        self._committer = Committer(
+            engine=self._engine,
+            supply=supply,
+            recorder=self._recorder,
+            through_driver=self._through_driver,
+        )
 
     async def _stop_background(self) -> None:
         if self._supply is not None:
@@ -219,7 +234,7 @@ class Driver:
 
     async def _choose(self) -> State:
         self._roster.raise_failure()
-        visit = self._schedule.next()
+        visit = self._strategy.next()
         return Finishing() if visit is None else Visiting(visit=visit)
 
     async def _visit(self, visit: Visit) -> State:
@@ -232,7 +247,7 @@ class Driver:
             deliveries = await self._in_time(supply.ship(visit, handle), visit)
             task = self._task(visit)
             training = asyncio.create_task(handle.visit(task, deliveries))
-            supply.fetch_ahead(visit, self._schedule.peek())
+            supply.fetch_ahead(visit, self._strategy.peek())
             try:
                 await self._watch(visit, handle, training)
                 report, refs = await training
@@ -268,9 +283,7 @@ class Driver:
             visit=visit,
             versions=self._supply_or_fail().versions,
             anchors=self._supply_or_fail().anchors(visit),
-            learning_rate=learning_rate(
-                self._config.training, trip=visit.trip, trips=self._config.snake.trips
-            ),
+            learning_rate=self._strategy.learning_rate(visit),
             seed=derive_seed(self._config.seed, "visit", visit.number),
         )
 
@@ -327,18 +340,25 @@ class Driver:
             **report,
             seconds=state.seconds,
             finished_at=time.time(),
+            averaged=visit.averaged,
         )
         recorder = self._recorder_or_fail()
-        if accepted:
-            await self._accept(state, record)
-        else:
-            self._supply_or_fail().decided(visit, state.task.anchors)
-            await recorder.visit(record, {}, anchors=state.task.anchors)
+        result = Result(
+            visit=visit,
+            record=record,
+            refs=state.refs,
+            parcel_bytes=state.report.parcel_bytes,
+            machine=state.machine,
+            anchors=state.task.anchors,
+        )
+        await (self._committer.accept if accepted else self._committer.refuse)(result)
         self._count_decision(visit, accepted=accepted)
+        if visit.averaged and not self._is_in_round_of(visit, self._strategy.peek()):
+            await self._committer.end_round()
         if self._evaluation_is_due(visit.number):
             await recorder.evaluation(visit=visit.number, trip=visit.trip)
         if visit.number % len(self._names) == 0:
-            await recorder.traffic(visit=visit.number, last=visit.number == self._schedule.total)
+            await recorder.traffic(visit=visit.number, last=visit.number == self._strategy.total)
         if self._refused_in_a_row > self._config.acceptance.max_refused:
             await recorder.drain()
             raise VisitFailedError(
@@ -348,35 +368,16 @@ class Driver:
             )
         return Scheduling()
 
-    async def _accept(self, state: Deciding, record: VisitRecord) -> None:
-        """Make a visit's blocks current, and have them stored and journalled."""
-        visit, anchors, refs = state.task.visit, state.task.anchors, state.refs
-        recorder, supply = self._recorder_or_fail(), self._supply_or_fail()
-        origin = record.node_name
-        # Straight on to the next node, or through the driver's side: it goes there once.
-        machines = {state.machine, self._engine.machine}
-        if len(machines) > 1:
-            to_driver = [
-                Transfer(source=origin, target=DRIVER, bytes=size)
-                for size in state.report.parcel_bytes
-            ]
-            record = record.model_copy(update={"transfers": (*record.transfers, *to_driver)})
-        wholes = None
-        if self._through_driver:
-            bases = [] if anchors is None else [recorder.whole(b, anchors[b]) for b in refs]
-            served, decoded = await self._engine.serve(list(refs.values()), bases)
-            refs = dict(zip(refs, served, strict=True))
-            wholes = dict(zip(refs, decoded, strict=True))
-            machines, origin = {self._engine.machine}, DRIVER
-        supply.commit(visit, refs, state.report.parcel_bytes, machines=machines, origin=origin)
-        await recorder.visit(record, refs, anchors=anchors, wholes=wholes)
+    @staticmethod
+    def _is_in_round_of(visit: Visit, other: Visit | None) -> bool:
+        return other is not None and other.averaged and other.trip == visit.trip
 
     def _count_decision(self, visit: Visit, *, accepted: bool) -> None:
         if accepted:
             self._refused_in_a_row = 0
         else:
             self._refused_in_a_row += 1
-            self._schedule.refused(visit)
+            self._strategy.refused(visit)
 
     async def _finish(self) -> State:
         sha256 = await self._recorder_or_fail().weights_sha256()
@@ -387,7 +388,7 @@ class Driver:
         if not self._evaluates:
             return False
         every = self._config.evaluation.every_visits or len(self._names)
-        return visit % every == 0 or visit == self._schedule.total
+        return visit % every == 0 or visit == self._strategy.total
 
     async def _evaluate_if_missing(self, journal: Journal) -> None:
         """Judge the model at which the run was interrupted, if that was still to be done."""

@@ -11,6 +11,7 @@ import ray
 
 from ray_snake.config import SnakeConfig
 from ray_snake.data import ShardSource
+from ray_snake.planning.strategy import Strategy
 from ray_snake.runtime.actors import AnyRef
 from ray_snake.runtime.driver import Driver
 from ray_snake.runtime.events import Event
@@ -33,6 +34,7 @@ class SnakeDriver:
         storage: The run's folder.
         evaluation: Held-out rows, or none.
         gpus_per_actor: GPU share of each node actor.
+        strategy: A user's own; none: the one that the settings name.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class SnakeDriver:
         storage: Storage,
         evaluation: ShardSource | None,
         gpus_per_actor: float,
+        strategy: type[Strategy] | None,
     ) -> None:
         self._events: list[Event] = []
         self._news = asyncio.Event()
@@ -55,6 +58,7 @@ class SnakeDriver:
             storage,
             evaluation,
             gpus_per_actor,
+            strategy,
         )
 
     async def run(self) -> None:
@@ -91,6 +95,7 @@ def make_driver(
     storage: Storage,
     evaluation: ShardSource | None,
     gpus_per_actor: float,
+    strategy: type[Strategy] | None,
     *,
     emit: Callable[[Event], None],
 ) -> Driver:
@@ -116,4 +121,5 @@ def make_driver(
         meter=RayMeter(),
         evaluates=evaluation is not None,
         emit=emit,
+        strategy=strategy,
     )

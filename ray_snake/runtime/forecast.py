@@ -1,4 +1,4 @@
-"""A run's first trips as they would go: the schedule, the ledger and the cost model together."""
+"""A run's first trips as they would go: the strategy, the ledger and the cost model together."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ray_snake.layers.codec import encoded_nbytes
 from ray_snake.layers.ledger import Ledger, Parcel
 from ray_snake.planning.anchor import make_anchors
 from ray_snake.planning.cost import BlockCost, VisitCost, predict_visit
-from ray_snake.planning.schedule import Schedule
 from ray_snake.planning.span import Visit
+from ray_snake.planning.strategy import make_strategy
 from ray_snake.runtime.journal import DRIVER
 from ray_snake.runtime.messages import NodeSpec
 
@@ -70,11 +70,11 @@ def forecast(
         integer_inputs=nodes[0].integer_inputs,
         batch=config.training.batch_size,
     )
-    schedule = Schedule(config.snake, nodes=len(nodes), blocks=len(stack), seed=config.seed)
+    strategy = make_strategy(config, nodes=len(nodes), blocks=len(stack))
     shipping = _Shipping(config, stack, nodes=len(nodes))
     listed = []
     seconds = 0.0
-    while (visit := schedule.next()) is not None:
+    while (visit := strategy.next()) is not None:
         rows = nodes[visit.node].samples
         cost = predict_visit(
             visit,

@@ -135,6 +135,16 @@ class EngineHandle(Protocol):
             BlocksLostError: If a block could not be pulled any more.
         """
 
+    async def average(
+        self, version: int, parts: Mapping[int, Sequence[tuple[Ref, float]]]
+    ) -> list[Ref]:
+        """Return weighted means of blocks, in the order of `parts`.
+
+        Args:
+            version: What the averages' version is to be.
+            parts: By block, what to average, with weights.
+        """
+
     async def store(self, refs: Sequence[Ref]) -> tuple[BlockRecord, ...]:
         """Write block versions to storage; return when they are there."""
 

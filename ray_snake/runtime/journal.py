@@ -98,7 +98,10 @@ class VisitRecord(Record):
         train_seconds: From the first batch, of the prefix or else of training, to the last step.
         seconds: From sending the visit to its decision, as the driver sees it.
         finished_at: Unix time of the decision.
-        blocks: The block versions produced; empty for a refused visit.
+        blocks: The block versions produced; empty for a refused visit. The last record of visits
+            that were averaged has the averages.
+        averaged: Whether its result was averaged with others.
+        ends_round: Whether it is the last one of those.
     """
 
     kind: Literal["visit"] = "visit"
@@ -126,6 +129,8 @@ class VisitRecord(Record):
     seconds: float
     finished_at: float
     blocks: tuple[BlockRecord, ...] = ()
+    averaged: bool = False
+    ends_round: bool = False
 
 
 class EvaluationRecord(Record):
@@ -191,7 +196,11 @@ class Journal:
         self._records: list[JournalRecord] = []
         self._current: dict[int, BlockRecord] = {}
         self._blocks: dict[tuple[int, int], BlockRecord] = {}
-        for record in read_records(storage):
+        records = read_records(storage)
+        while records and _is_left_open(records[-1]):
+            # Of a round only its average counts, and that was not reached.
+            records.pop()
+        for record in records:
             self._take(record)
 
     def __len__(self) -> int:
@@ -227,23 +236,32 @@ class Journal:
         """Return the record of a block version that some visit produced."""
         return self._blocks[block, version]
 
-    def append(self, record: JournalRecord) -> None:
-        """Add a record; when this returns, it is on storage.
+    def append(self, *records: JournalRecord) -> None:
+        """Add records; when this returns, they are on storage.
 
         Raises:
-            StorageError: If the storage refuses it; the record is then not in the journal.
+            StorageError: If the storage refuses them; they are then not in the journal.
         """
-        segment = len(self._records) // SEGMENT_RECORDS
-        open_records = [*self._records[segment * SEGMENT_RECORDS :], record]
-        lines = "".join(one.model_dump_json() + "\n" for one in open_records)
-        self._storage.write(f"journal/{_segment_name(segment)}", lines.encode())
-        self._take(record)
+        total = [*self._records, *records]
+        first = len(self._records) // SEGMENT_RECORDS
+        for segment in range(first, (len(total) - 1) // SEGMENT_RECORDS + 1):
+            start = segment * SEGMENT_RECORDS
+            lines = "".join(
+                one.model_dump_json() + "\n" for one in total[start : start + SEGMENT_RECORDS]
+            )
+            self._storage.write(f"journal/{_segment_name(segment)}", lines.encode())
+        for record in records:
+            self._take(record)
 
     def _take(self, record: JournalRecord) -> None:
         self._records.append(record)
         if isinstance(record, StartRecord | VisitRecord):
             self._current.update((block.block, block) for block in record.blocks)
             self._blocks.update(((one.block, one.version), one) for one in record.blocks)
+
+
+def _is_left_open(record: JournalRecord) -> bool:
+    return isinstance(record, VisitRecord) and record.averaged and not record.ends_round
 
 
 def read_records(storage: Storage, first: int = 0) -> list[JournalRecord]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import ray
@@ -301,6 +301,14 @@ class RayEngine:
     async def decode(self, refs: Sequence[BlockRef], bases: Sequence[BlockRef]) -> list[BlockRef]:
         """Pull differences; return the blocks whole."""
         return _several(self._actor.decode, len(refs), list(refs), list(bases))
+
+    async def average(
+        self, version: int, parts: Mapping[int, Sequence[tuple[BlockRef, float]]]
+    ) -> list[BlockRef]:
+        """Pull blocks and return their weighted means, one for each block."""
+        refs = [[ref for ref, _ in of_block] for of_block in parts.values()]
+        weights = [[weight for _, weight in of_block] for of_block in parts.values()]
+        return _several(self._actor.average, len(parts), version, refs, weights)
 
     async def store(self, refs: Sequence[BlockRef]) -> tuple[BlockRecord, ...]:
         """Write block versions to storage."""

@@ -10,7 +10,7 @@ from ray_snake.data import ShardSource
 from ray_snake.engine.fit import output_shape
 from ray_snake.engine.stack import BlockStack
 from ray_snake.errors import DataError
-from ray_snake.planning.span import cut_spans
+from ray_snake.planning.strategy import make_strategy
 from ray_snake.runtime.messages import NodeSpec
 from ray_snake.runtime.recipe import Recipe
 from ray_snake.runtime.shard_checks import ShardFacts, check_shard, shard_facts
@@ -30,15 +30,16 @@ def classes_for(stack: BlockStack, facts: ShardFacts, name: str) -> int | None:
     return shape[-1] if facts.class_labels and shape else None
 
 
-def check_model(recipe: Recipe) -> BlockStack:
-    """Build the network without weights and check that the settings' spans fit it.
+def check_model(recipe: Recipe, *, nodes: int) -> BlockStack:
+    """Build the network without weights and check that strategy and loss fit it.
 
     Raises:
         ModelError: If it can't be built or cut.
-        ConfigError: If a span is wider than the network.
+        ConfigError: If strategy, order or loss are not known, or don't fit nodes or network.
     """
     stack = recipe.skeleton()
-    cut_spans(len(stack), recipe.config.snake.span_width)
+    make_strategy(recipe.config, nodes=nodes, blocks=len(stack), kind=recipe.strategy)
+    recipe.objective()
     return stack
 
 

@@ -80,6 +80,30 @@ class ProcessEngine:
             for delta, base in zip(deltas, bases, strict=True)
         ]
 
+    def average(
+        self, version: int, states: Sequence[LayerState], weights: Sequence[float]
+    ) -> LayerState:
+        """Return the weighted mean of one block's versions, as a new version.
+
+        Integers, such as a norm's count of batches, are the first one's. The mean of one is that
+        one, bit for bit.
+
+        Raises:
+            VisitFailedError: If a version has other shapes than the network's, or isn't finite.
+        """
+        self.check(states)
+        shares = [weight / sum(weights) for weight in weights]
+        mean: dict[str, torch.Tensor] = {}
+        for state, share in zip(states, shares, strict=True):
+            for name, tensor in unpack(state).items():
+                if not tensor.is_floating_point():
+                    mean.setdefault(name, tensor)
+                elif name in mean:
+                    mean[name].add_(tensor, alpha=share)
+                else:
+                    mean[name] = tensor * share
+        return pack(states[0].block, version, mean)
+
     def store(self, states: Sequence[LayerState]) -> tuple[BlockRecord, ...]:
         """Check block versions against the network and write them to storage.
 

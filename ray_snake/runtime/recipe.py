@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ray_snake.config import SnakeConfig
+from ray_snake.planning.strategy import Strategy
 from ray_snake.seeds import derive_seed
 
 if TYPE_CHECKING:
@@ -24,11 +25,13 @@ class Recipe:
         config: All settings.
         function: A user's model function; none: the settings' model is built.
         loss: A user's task loss; none: the settings' loss.
+        strategy: A user's strategy; none: the settings' strategy.
     """
 
     config: SnakeConfig
     function: Callable[[], Network] | None = None
     loss: TaskLoss | None = None
+    strategy: type[Strategy] | None = None
 
     def build(self) -> Network:
         """Return a new network with weights from torch's current random state.

@@ -117,11 +117,33 @@ class Recorder:
                 )
             complete = record.model_copy(update={"blocks": blocks, "update_norm": change})
             await self._append(complete)
-            self._expected += sum(
-                one.bytes for one in record.transfers if one.bytes > UNCOUNTED_BYTES
-            )
+            self._note_expected(record)
             self._emit(VisitDecided(record=complete))
             await self._discard(anchors)
+
+        await self._add(work)
+
+    async def round(self, records: Sequence[VisitRecord], averages: Mapping[int, Ref]) -> None:
+        """Journal visits that were averaged, at once, and store their averages.
+
+        Args:
+            records: The decisions, in order.
+            averages: The averages, by block: versions of the last visit's number; empty if none of
+                the visits was accepted.
+        """
+        last = records[-1]
+        self._hold()
+        self._keep(last.visit, averages, averages)
+
+        async def work() -> None:
+            blocks = await self._engine.store(list(averages.values())) if averages else ()
+            ended = last.model_copy(update={"blocks": blocks, "ends_round": True})
+            complete = [*records[:-1], ended]
+            await self._append(*complete)
+            for one in complete:
+                self._note_expected(one)
+                self._emit(VisitDecided(record=one))
+            await self._discard(None)
 
         await self._add(work)
 
@@ -136,6 +158,9 @@ class Recorder:
             wholes = dict(zip(refs, decoded, strict=True))
         self._keep(visit, refs, wholes)
         return wholes
+
+    def _note_expected(self, record: VisitRecord) -> None:
+        self._expected += sum(one.bytes for one in record.transfers if one.bytes > UNCOUNTED_BYTES)
 
     def _keep(self, visit: int, refs: Mapping[int, Ref], wholes: Mapping[int, Ref]) -> None:
         for block, ref in wholes.items():
@@ -275,7 +300,7 @@ class Recorder:
         await self._hold_over.wait()
         await work()
 
-    async def _append(self, record: JournalRecord) -> None:
+    async def _append(self, *records: JournalRecord) -> None:
         # A cancelled append would go on in its thread, and could later write over newer records.
-        self._writing = asyncio.ensure_future(asyncio.to_thread(self._journal.append, record))
+        self._writing = asyncio.ensure_future(asyncio.to_thread(self._journal.append, *records))
         await asyncio.shield(self._writing)

@@ -1,4 +1,4 @@
-"""Where a run goes on: schedule, anchors and blocks as its journal left them."""
+"""Where a run goes on: strategy, anchors and blocks as its journal left them."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ from ray_snake.config import CodecConfig
 from ray_snake.errors import CheckpointError
 from ray_snake.layers.ledger import BlockVersion
 from ray_snake.planning.anchor import Anchors, make_anchors
-from ray_snake.planning.schedule import Schedule
+from ray_snake.planning.strategy import Strategy
 from ray_snake.runtime.handles import EngineHandle, Ref
 from ray_snake.runtime.journal import Journal
 
 
-def replay(journal: Journal, schedule: Schedule, codec: CodecConfig) -> tuple[Anchors | None, int]:
-    """Take a new schedule to where the journal ends.
+def replay(journal: Journal, strategy: Strategy, codec: CodecConfig) -> tuple[Anchors | None, int]:
+    """Take a new strategy to where the journal ends.
 
     Returns:
         The anchors there (none where blocks travel whole), and how many of the last visits were
         refused in a row.
 
     Raises:
-        CheckpointError: If the journal holds visits that the schedule does not plan.
+        CheckpointError: If the journal holds visits that the strategy does not plan.
     """
-    versions = [0] * schedule.blocks
-    anchors = make_anchors(codec, blocks=schedule.blocks, nodes=schedule.nodes)
+    versions = [0] * strategy.blocks
+    anchors = make_anchors(codec, blocks=strategy.blocks, nodes=strategy.nodes)
     refused_in_a_row = 0
     for record in journal.visits:
-        visit = schedule.next()
+        visit = strategy.next()
         if visit is None or (visit.number, visit.node, visit.trained) != (
             record.visit,
             record.node,
@@ -44,7 +44,7 @@ def replay(journal: Journal, schedule: Schedule, codec: CodecConfig) -> tuple[An
             refused_in_a_row = 0
         else:
             refused_in_a_row += 1
-            schedule.refused(visit)
+            strategy.refused(visit)
     return anchors, refused_in_a_row
 
 

@@ -119,6 +119,8 @@ class Supply:
         # Within a trip anchors stay, so a block that both train is encoded against the same one.
         kept = set(following.trained) if anchors and following.trip == running.trip else set()
         changing = set(running.trained) - kept
+        if running.averaged and following.trip == running.trip:
+            changing = set()
         self._ahead = asyncio.create_task(
             self._fetch_quietly(
                 following.node, handle, [one for one in lacking if one[0] not in changing]
@@ -174,6 +176,20 @@ class Supply:
         }
         self.decided(visit, anchors)
         self._release(self._ledger.commit(visit.number, parcels))
+
+    def commit_round(self, last: Visit, refs: Mapping[int, Ref], *, machine: str) -> None:
+        """Make the averages of a round current: whole blocks at the driver's side.
+
+        Args:
+            last: The round's last visit, whose number is their version.
+            refs: Where they are pulled from, by block.
+            machine: The driver's machine.
+        """
+        parcels = {
+            block: self._whole(block, last.number, ref, machine=machine, origin=DRIVER, nodes=())
+            for block, ref in refs.items()
+        }
+        self._release(self._ledger.commit(last.number, parcels))
 
     def add_whole(self, block: int, version: int, ref: Ref, *, machine: str) -> None:
         """Note that a version is at the driver's side whole."""

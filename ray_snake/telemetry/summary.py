@@ -27,8 +27,8 @@ def run_summary(run: str, records: Iterable[JournalRecord], weights_sha256: str)
         - `visits`: accepted visits;
         - `refused`: refused visits;
         - `bytes_moved`: bytes of all blocks that nodes pulled, for refused visits too, as if each
-          node were alone on its machine. What a node returns is counted once, where the next node
-          pulls it;
+          node were alone on its machine. What a node returns is counted once: where the next node
+          pulls it, or where it goes to be averaged;
         - `nodes`: by node name, `visits`, `bytes_pulled` and `bytes_returned` in the same way;
         - `network`: what went between machines: `predicted` by the ledger and `measured` by the
           object managers (none where nobody counted), in all and by the receiving one of
@@ -67,8 +67,10 @@ def _nodes(visits: Iterable[VisitRecord]) -> dict[str, dict[str, int]]:
 
 
 def bytes_moved(visits: Iterable[VisitRecord]) -> int:
-    """Return the bytes of all blocks that nodes pulled in these visits."""
-    return sum(visit.bytes_pulled for visit in visits)
+    """Return the bytes of all blocks that nodes pulled, or returned to be averaged."""
+    return sum(
+        visit.bytes_pulled + (visit.bytes_returned if visit.averaged else 0) for visit in visits
+    )
 
 
 def busy_seconds(records: Iterable[VisitRecord | EvaluationRecord]) -> float:

@@ -5,9 +5,9 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_snake.config import CodecConfig, SnakeSection
+from ray_snake.config import CodecConfig, SnakeConfig, SnakeSection
 from ray_snake.planning.anchor import make_anchors
-from ray_snake.planning.schedule import Schedule
+from ray_snake.planning.snake import Snake
 
 NODES = 3
 BLOCKS = 4
@@ -16,7 +16,7 @@ BLOCKS = 4
 def walk(*, trips=12, anchor_trips=4, **snake):
     """Yield (visit, current versions, anchors) for all visits of a run."""
     section = SnakeSection(**{"span_width": 2, "train_last": False, **snake, "trips": trips})
-    schedule = Schedule(section, nodes=NODES, blocks=BLOCKS, seed=1)
+    schedule = Snake(SnakeConfig(snake=section, seed=1), nodes=NODES, blocks=BLOCKS)
     codec = CodecConfig(name="int8", anchor_trips=anchor_trips)
     anchors = make_anchors(codec, blocks=BLOCKS, nodes=NODES)
     current = [0] * BLOCKS

@@ -255,6 +255,15 @@ class FakeEngine:
         assert [one.of for one in refs] == list(bases)
         return [one.whole() for one in refs]
 
+    async def average(self, version, parts):
+        await self._called("average")
+        return [
+            FakeBlock(
+                block, version, digest("mean", [(one.content, weight) for one, weight in of_block])
+            )
+            for block, of_block in parts.items()
+        ]
+
     async def store(self, refs):
         if self._cluster.store_gate is not None:
             await self._cluster.store_gate.wait()

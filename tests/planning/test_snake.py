@@ -6,14 +6,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_snake.config import SnakeSection, TrainingConfig
+from ray_snake.config import SnakeConfig, SnakeSection, TrainingConfig
 from ray_snake.errors import ConfigError
-from ray_snake.planning.order import ORDERS
-from ray_snake.planning.schedule import Schedule, learning_rate
+from ray_snake.extensions import OWN
+from ray_snake.planning.snake import Snake
+from ray_snake.planning.strategy import scheduled
 
 
 @st.composite
-def runs(draw, orders=tuple(ORDERS), **fixed):
+def runs(draw, orders=tuple(OWN["order"]), **fixed):
     """A run's settings: snake, nodes, blocks, seed."""
     blocks = draw(st.integers(1, 12))
     snake = {
@@ -33,7 +34,11 @@ def runs(draw, orders=tuple(ORDERS), **fixed):
 
 
 def make(run):
-    return Schedule(run["snake"], nodes=run["nodes"], blocks=run["blocks"], seed=run["seed"])
+    return schedule_of(run["snake"], nodes=run["nodes"], blocks=run["blocks"], seed=run["seed"])
+
+
+def schedule_of(snake, *, nodes, blocks, seed):
+    return Snake(SnakeConfig(snake=snake, seed=seed), nodes=nodes, blocks=blocks)
 
 
 def drain(schedule):
@@ -114,7 +119,7 @@ def test_span_major_keeps_the_span_within_a_trip_and_moves_it_between_trips(run)
 
 @given(blocks=st.integers(2, 12), nodes=st.integers(2, 40))
 def test_diagonal_moves_the_span_to_its_neighbour_with_every_visit(blocks, nodes):
-    schedule = Schedule(
+    schedule = schedule_of(
         SnakeSection(order="diagonal", span_width=1, trips=1), nodes=nodes, blocks=blocks, seed=0
     )
     starts = [visit.span.start for visit in drain(schedule)]
@@ -125,7 +130,7 @@ def test_diagonal_moves_the_span_to_its_neighbour_with_every_visit(blocks, nodes
 
 def test_diagonal_moves_on_where_the_walk_would_lock_nodes_to_spans():
     # With 2 * spans nodes the uncorrected walk brings every node back to the same span.
-    schedule = Schedule(
+    schedule = schedule_of(
         SnakeSection(order="diagonal", span_width=1, trips=3), nodes=6, blocks=3, seed=0
     )
     seen = [set() for _ in range(6)]
@@ -169,7 +174,7 @@ def test_looking_at_the_next_visit_does_not_hand_it_out(run):
 def test_the_random_order_is_decided_by_the_seed():
     snake = SnakeSection(order="random", span_width=1, trips=4)
     first, again, other = (
-        drain(Schedule(snake, nodes=8, blocks=5, seed=seed)) for seed in (1, 1, 2)
+        drain(schedule_of(snake, nodes=8, blocks=5, seed=seed)) for seed in (1, 1, 2)
     )
     assert first == again
     assert [visit.node for visit in first] != [visit.node for visit in other]
@@ -199,13 +204,13 @@ def test_a_refused_visit_comes_back_before_its_node_trains_another_span_twice(ru
     assert len(set(until_then)) == len(until_then)
 
 
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("order", OWN["order"])
 def test_a_refused_visit_comes_back_sooner_than_it_would_have(order):
     snake = SnakeSection(order=order, span_width=1, trips=12)
     for at in range(3, 30, 3):
         waits = []
         for refuse in (True, False):
-            schedule = Schedule(snake, nodes=3, blocks=4, seed=1)
+            schedule = schedule_of(snake, nodes=3, blocks=4, seed=1)
             for _ in range(at):
                 visit = schedule.next()
             if refuse:
@@ -243,7 +248,7 @@ def test_upcoming_nodes_are_those_of_the_visits_that_follow(run, data):
 
 def test_asking_for_upcoming_nodes_changes_nothing():
     snake = SnakeSection(order="random", span_width=1, trips=3)
-    asked = Schedule(snake, nodes=4, blocks=3, seed=1)
+    asked = schedule_of(snake, nodes=4, blocks=3, seed=1)
     visits = []
     while True:
         asked.upcoming_nodes()
@@ -251,11 +256,11 @@ def test_asking_for_upcoming_nodes_changes_nothing():
         if visit is None:
             break
         visits.append(visit)
-    assert visits == drain(Schedule(snake, nodes=4, blocks=3, seed=1))
+    assert visits == drain(schedule_of(snake, nodes=4, blocks=3, seed=1))
 
 
 def test_after_the_last_visit_there_is_none():
-    schedule = Schedule(SnakeSection(span_width=1, trips=1), nodes=2, blocks=2, seed=0)
+    schedule = schedule_of(SnakeSection(span_width=1, trips=1), nodes=2, blocks=2, seed=0)
     drain(schedule)
     assert schedule.next() is None
     assert schedule.upcoming_nodes() == []
@@ -263,13 +268,13 @@ def test_after_the_last_visit_there_is_none():
 
 def test_a_span_wider_than_the_network_is_refused():
     with pytest.raises(ConfigError, match=r"snake\.span_width: 5 blocks .* network's 4"):
-        Schedule(SnakeSection(span_width=5), nodes=2, blocks=4, seed=0)
+        schedule_of(SnakeSection(span_width=5), nodes=2, blocks=4, seed=0)
 
 
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("order", OWN["order"])
 def test_a_trip_over_ten_thousand_nodes_and_fifty_spans_is_planned(order):
     snake = SnakeSection(order=order, span_width=1, trips=2)
-    schedule = Schedule(snake, nodes=10_000, blocks=50, seed=0)
+    schedule = schedule_of(snake, nodes=10_000, blocks=50, seed=0)
     visits = [schedule.next() for _ in range(10_000)]
     assert sorted(visit.node for visit in visits) == list(range(10_000))
     assert sorted(schedule.upcoming_nodes()) == list(range(10_000))
@@ -278,7 +283,7 @@ def test_a_trip_over_ten_thousand_nodes_and_fifty_spans_is_planned(order):
 @given(trips=st.integers(1, 50), peak=st.floats(1e-6, 10))
 def test_the_cosine_schedule_starts_at_the_peak_and_falls_towards_zero(trips, peak):
     training = TrainingConfig(learning_rate=peak, schedule="cosine")
-    rates = [learning_rate(training, trip=trip, trips=trips) for trip in range(1, trips + 1)]
+    rates = [scheduled(training, trip=trip, trips=trips) for trip in range(1, trips + 1)]
     assert rates[0] == peak
     assert all(after < before for before, after in itertools.pairwise(rates))
     assert rates[-1] > 0
@@ -288,4 +293,4 @@ def test_the_cosine_schedule_starts_at_the_peak_and_falls_towards_zero(trips, pe
 
 def test_the_constant_schedule_stays_at_the_peak():
     training = TrainingConfig(learning_rate=0.1, schedule="constant")
-    assert [learning_rate(training, trip=trip, trips=5) for trip in (1, 3, 5)] == [0.1] * 3
+    assert [scheduled(training, trip=trip, trips=5) for trip in (1, 3, 5)] == [0.1] * 3

@@ -1,0 +1,89 @@
+"""What users can add by name: strategies, orders and losses.
+
+A name is one of the project's own, an entry point of an installed package (in the group
+`ray_snake.strategies`, `ray_snake.orders` or `ray_snake.losses`), or `package.module:Name`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import operator
+from collections.abc import Mapping
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Literal
+
+from ray_snake.errors import ConfigError
+
+Kind = Literal["strategy", "order", "loss"]
+
+KEYS: Mapping[Kind, str] = {"strategy": "strategy", "order": "snake.order", "loss": "loss.name"}
+GROUPS: Mapping[Kind, str] = {
+    "strategy": "ray_snake.strategies",
+    "order": "ray_snake.orders",
+    "loss": "ray_snake.losses",
+}
+# By import path, so that looking at a name imports nothing else.
+OWN: Mapping[Kind, Mapping[str, str]] = {
+    "strategy": {
+        "snake": "ray_snake.planning.snake:Snake",
+        "centralised": "ray_snake.baselines.sequential:Alone",
+        "local": "ray_snake.baselines.sequential:Alone",
+        "cyclic": "ray_snake.baselines.sequential:Cyclic",
+        "fedcybgd": "ray_snake.baselines.sequential:FedCyBGD",
+        "fedavg": "ray_snake.baselines.averaging:FedAvg",
+        "fedprox": "ray_snake.baselines.averaging:FedProx",
+        "fedpart": "ray_snake.baselines.averaging:FedPart",
+    },
+    "order": {
+        "span_major": "ray_snake.planning.order:SpanMajor",
+        "diagonal": "ray_snake.planning.order:Diagonal",
+        "random": "ray_snake.planning.order:RandomOrder",
+    },
+    "loss": {
+        "cross_entropy": "ray_snake.engine.objective:cross_entropy",
+        "mse": "ray_snake.engine.objective:mean_squared_error",
+    },
+}
+
+
+def find(kind: Kind, name: str) -> Any:  # noqa: ANN401 - whatever the user registered
+    """Return the class or function of a name.
+
+    Raises:
+        ConfigError: If nothing has that name, or it can't be imported.
+    """
+    path = _path(kind, name)
+    module_name, _, attribute = path.partition(":")
+    try:
+        return operator.attrgetter(attribute)(importlib.import_module(module_name))
+    except Exception as error:
+        # A user's module may raise anything when it is imported.
+        raise ConfigError(
+            KEYS[kind],
+            f"{name!r} can't be imported ({type(error).__name__}: {error})",
+            "install it, or put its folder on PYTHONPATH, here and on every machine of the cluster",
+        ) from None
+
+
+def _path(kind: Kind, name: str) -> str:
+    """Return the import path, `module:attribute`, of a name."""
+    if name in OWN[kind]:
+        return OWN[kind][name]
+    if ":" in name:
+        return name
+    installed = _installed(kind)
+    if name in installed:
+        return installed[name].value
+    known = [*OWN[kind], *installed]
+    nearest = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+    raise ConfigError(
+        KEYS[kind],
+        f"there is no {kind} {name!r}",
+        f"{hint}known: {', '.join(known)}; or give package.module:Name",
+    )
+
+
+def _installed(kind: Kind) -> dict[str, EntryPoint]:
+    return {one.name: one for one in entry_points(group=GROUPS[kind])}

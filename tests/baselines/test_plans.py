@@ -1,0 +1,76 @@
+"""What each rival plans: who trains which blocks, and what is averaged."""
+
+import pytest
+
+from ray_snake.config import SnakeConfig
+from ray_snake.errors import ConfigError
+from ray_snake.planning.strategy import make_strategy
+
+NODES = 4
+BLOCKS = 6
+
+
+def plan(name, *, nodes=NODES, blocks=BLOCKS, **sections):
+    config = SnakeConfig.from_tree({"strategy": name, "snake": {"trips": 9}, **sections})
+    strategy = make_strategy(config, nodes=nodes, blocks=blocks)
+    return list(iter(strategy.next, None))
+
+
+def test_fedavg_trains_everything_everywhere_and_averages_each_trip():
+    visits = plan("fedavg")
+    assert {one.trained for one in visits} == {tuple(range(BLOCKS))}
+    assert all(one.averaged for one in visits)
+    assert [one.trip for one in visits] == [trip for trip in range(1, 10) for _ in range(NODES)]
+
+
+def test_fedprox_plans_as_fedavg_and_needs_its_term():
+    assert plan("fedprox", loss={"proximal": 0.1}) == plan("fedavg")
+    with pytest.raises(ConfigError, match=r"^loss\.proximal: is 0, and fedprox without it is"):
+        plan("fedprox")
+
+
+def test_fedpart_trains_all_then_each_block_in_turn():
+    visits = plan("fedpart", baseline={"full_rounds": 2})
+    rounds = [{one.trained for one in visits if one.trip == trip} for trip in range(1, 10)]
+    everything = tuple(range(BLOCKS))
+    in_turn = [(block,) for block in range(BLOCKS)]
+    assert rounds == [{one} for one in [everything, everything, *in_turn, everything]]
+    assert all(one.averaged for one in visits)
+
+
+def test_cyclic_trains_everything_one_after_another():
+    visits = plan("cyclic")
+    assert {one.trained for one in visits} == {tuple(range(BLOCKS))}
+    assert not any(one.averaged for one in visits)
+    assert [one.node for one in visits[:8]] == [0, 1, 2, 3, 3, 2, 1, 0]
+
+
+@pytest.mark.parametrize(("nodes", "blocks"), [(4, 6), (6, 4), (8, 10), (1, 3), (5, 5)])
+def test_fedcybgd_gives_every_node_a_segment_of_its_own(nodes, blocks):
+    visits = plan("fedcybgd", nodes=nodes, blocks=blocks)
+    segments = [{one.trained for one in visits if one.node == node} for node in range(nodes)]
+    assert all(len(one) == 1 for one in segments)
+    trained = [block for (one,) in segments[: min(nodes, blocks)] for block in one]
+    assert trained == list(range(blocks))
+
+
+@pytest.mark.parametrize("name", ["centralised", "local"])
+def test_training_in_one_place_needs_one_node(name):
+    assert {one.trained for one in plan(name, nodes=1)} == {tuple(range(BLOCKS))}
+    with pytest.raises(ConfigError, match=rf"^strategy: '{name}' trains on one node's rows, and"):
+        plan(name)
+
+
+def test_an_unknown_strategy_is_refused_with_the_nearest():
+    with pytest.raises(ConfigError, match=r"^strategy: there is no strategy 'fedavgg'; did you m"):
+        plan("fedavgg")
+
+
+def test_what_is_no_strategy_is_refused():
+    with pytest.raises(ConfigError, match=r"^strategy: 'json:dumps' is no subclass of"):
+        plan("json:dumps")
+
+
+def test_what_can_not_be_imported_is_refused():
+    with pytest.raises(ConfigError, match=r"^strategy: 'nowhere:Thing' can't be imported \(Mod"):
+        plan("nowhere:Thing")

@@ -25,6 +25,7 @@ from pydantic import (
 from ray_snake.errors import ConfigError
 from ray_snake.settings_tree import (
     Fraction,
+    Integers,
     NonNegativeFloat,
     NonNegativeInt,
     Numbers,
@@ -164,10 +165,27 @@ class SnakeSection(Section):
         "your own; see docs/extending.md.",
     )
     span_width: PositiveInt = Field(default=2, description="Blocks trained together.")
+    spans: Annotated[tuple[Integers, ...] | None, Field(strict=False, min_length=1)] = Field(
+        default=None,
+        description="The blocks of each span, such as `[[2, 3], [4, 5, 6]]`, in place of "
+        "`span_width`. A block of no span is trained in warm-up visits alone.",
+    )
     trips_per_span: PositiveInt = Field(
         default=1, description="Trips that `span_major` stays with a span before it moves on."
     )
     trips: PositiveInt = Field(default=12, description="How often the snake crosses all nodes.")
+    warmup_trips: NonNegativeInt = Field(
+        default=0, description="First trips in which nodes train the whole model, where they can."
+    )
+    warmup_nodes: Integers | None = Field(
+        default=None,
+        description="Numbers, from 0, of the nodes that can train the whole model; others train "
+        "spans from the start. None: all can.",
+    )
+    warmup_rate: PositiveFloat = Field(
+        default=1.0,
+        description="Factor of the learning rate where the whole model trains: it bears less.",
+    )
     train_first: bool = Field(
         default=False, description="Train the first block (basic features) in every visit too."
     )
@@ -306,6 +324,9 @@ class EvaluationConfig(Section):
     )
     every_visits: PositiveInt | None = Field(
         default=None, description="Evaluate after so many visits; default: after every trip."
+    )
+    last_visits: NonNegativeInt = Field(
+        default=0, description="Evaluate after each of a run's last visits too, so many of them."
     )
     batch_size: PositiveInt = Field(default=256, description="Samples per evaluation batch.")
     gpus: NonNegativeFloat = Field(default=0.0, description="GPU share of the evaluation.")

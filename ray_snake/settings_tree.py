@@ -25,6 +25,7 @@ NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 # TOML and JSON have no tuples: a list stands for one.
 Texts = Annotated[tuple[str, ...], Field(strict=False)]
+Integers = Annotated[tuple[NonNegativeInt, ...], Field(strict=False, min_length=1)]
 Numbers = Annotated[tuple[float, ...], Field(strict=False)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ray_snake.errors import ConfigError
@@ -65,11 +66,31 @@ def cut_spans(blocks: int, width: int) -> tuple[Span, ...]:
     return tuple(Span(start, min(start + width, blocks)) for start in range(0, blocks, width))
 
 
+def chosen_spans(blocks: int, chosen: Sequence[Sequence[int]]) -> tuple[Span, ...]:
+    """Return the stretch of the network that each list of block numbers lies in.
+
+    Raises:
+        ConfigError: If there is no such block, or two lists are the same.
+    """
+    for one in chosen:
+        wrong = [block for block in one if block >= blocks]
+        if wrong:
+            raise ConfigError(
+                "snake.spans",
+                f"there is no block {wrong[0]} in a network of {blocks}",
+                f"use numbers from 0 to {blocks - 1}",
+            )
+        twins = [other for other in chosen if set(other) == set(one)]
+        if len(twins) > 1:
+            raise ConfigError("snake.spans", f"{list(one)} stands there twice", "keep one of them")
+    return tuple(Span(min(one), max(one) + 1) for one in chosen)
+
+
 def trained_blocks(
-    span: Span, blocks: int, *, train_first: bool, train_last: bool
+    span: Iterable[int], blocks: int, *, train_first: bool, train_last: bool
 ) -> tuple[int, ...]:
-    """Return the blocks that a visit to `span` trains: the span and the chosen ends, ascending."""
+    """Return the blocks that a visit to a span's blocks trains: these and the chosen ends."""
     ends = {0} if train_first else set()
     if train_last:
         ends.add(blocks - 1)
-    return tuple(sorted(ends | set(span.blocks())))
+    return tuple(sorted(ends | set(span)))

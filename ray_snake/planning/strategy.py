@@ -62,6 +62,11 @@ class Strategy(ABC):
         """Return the learning rate of a visit: constant within a trip."""
         return scheduled(self.config.training, trip=visit.trip, trips=self.config.snake.trips)
 
+    def is_warm_up(self, visit: Visit) -> bool:
+        """Return whether a visit needs more of its node than most nodes can give."""
+        del visit
+        return False
+
     def handed_out(self, visit: Visit) -> None:  # noqa: B027 - for those that count
         """Note that a visit was handed out."""
 

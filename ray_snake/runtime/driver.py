@@ -353,9 +353,10 @@ class Driver:
         )
         await (self._committer.accept if accepted else self._committer.refuse)(result)
         self._count_decision(visit, accepted=accepted)
-        if visit.averaged and not self._is_in_round_of(visit, self._strategy.peek()):
+        in_round = visit.averaged and self._is_in_round_of(visit, self._strategy.peek())
+        if visit.averaged and not in_round:
             await self._committer.end_round()
-        if self._evaluation_is_due(visit.number):
+        if not in_round and self._evaluation_is_due(visit.number):
             await recorder.evaluation(visit=visit.number, trip=visit.trip)
         if visit.number % len(self._names) == 0:
             await recorder.traffic(visit=visit.number, last=visit.number == self._strategy.total)
@@ -388,7 +389,8 @@ class Driver:
         if not self._evaluates:
             return False
         every = self._config.evaluation.every_visits or len(self._names)
-        return visit % every == 0 or visit == self._strategy.total
+        left = self._strategy.total - visit
+        return visit % every == 0 or left < max(1, self._config.evaluation.last_visits)
 
     async def _evaluate_if_missing(self, journal: Journal) -> None:
         """Judge the model at which the run was interrupted, if that was still to be done."""

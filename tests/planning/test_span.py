@@ -39,7 +39,7 @@ def test_a_span_wider_than_the_network_is_refused(blocks, more):
 def test_trained_is_the_span_and_the_chosen_ends_ascending(sizes, first, last):
     blocks, width = sizes
     for span in cut_spans(blocks, width):
-        trained = trained_blocks(span, blocks, train_first=first, train_last=last)
+        trained = trained_blocks(span.blocks(), blocks, train_first=first, train_last=last)
         expected = set(span.blocks())
         expected |= {0} if first else set()
         expected |= {blocks - 1} if last else set()

@@ -489,3 +489,9 @@ def test_only_the_current_blocks_stay_on_storage(cluster, storage):
     run(make_driver(cluster, make_config(), storage).run())
     current = {(one.block, one.version) for one in Journal(storage).current_blocks()}
     assert set(cluster.stored) == current
+
+
+def test_the_last_visits_are_judged_one_by_one(cluster, storage):
+    config = make_config(evaluation={"last_visits": 4})
+    run(make_driver(cluster, config, storage, evaluates=True).run())
+    assert [one.visit for one in Journal(storage).evaluations] == [3, 6, 7, 8, 9]

@@ -112,3 +112,9 @@ def test_the_next_node_of_a_round_fetches_everything_ahead(cluster, storage):
     run(make_driver(cluster, config(snake={"trips": 1}), storage).run())
     assert cluster.fetched
     assert {len(refs) for _, _, refs in cluster.fetched} == {BLOCKS}
+
+
+def test_the_model_is_judged_at_the_end_of_rounds_alone(cluster, storage):
+    settings = config(evaluation={"last_visits": 6})
+    run(make_driver(cluster, settings, storage, evaluates=True).run())
+    assert [one.visit for one in Journal(storage).evaluations] == [3, 6, 9]

@@ -1,0 +1,201 @@
+"""The snake and its rivals on CIFAR-10 with VGG-11: accuracy, bytes, memory, operations, steps.
+
+Every strategy trains on the same pictures, nodes, seeds and engine. Its learning rate is chosen
+from the same grid, on held-out rows with another seed. Each finished cell is kept and not trained
+again; an interrupted one goes on where it was. `--scale small` fits two cores, `paper` a GPU.
+
+    ray-snake data fetch cifar10 --out data/cifar10
+    python jobs/benchmarks/accuracy.py --scale small --seeds 3 --jobs 2 --json
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import click
+import tomllib
+import torch
+from comparison.cell import Cell, settings, train
+from comparison.data import PARTITIONS, Pictures, prepare
+from comparison.scales import SCALES, Scale
+from comparison.tables import write_results
+from comparison.variants import VARIANTS
+
+COMMON = Path(__file__).parents[1] / "configs" / "comparison.toml"
+TUNING_SEED = 0
+
+
+@click.command()
+@click.option("--scale", "scale_name", type=click.Choice(list(SCALES)), default="small")
+@click.option("--seeds", default=3, show_default=True, help="Seeds 1 to this.")
+@click.option("--data", default="data/cifar10", show_default=True, help="Folder of the pictures.")
+@click.option("--storage", default="runs/accuracy", show_default=True, help="Cells are kept here.")
+@click.option("--strategy", "chosen", multiple=True, help="Variants; by default all.")
+@click.option("--partition", "partitions", multiple=True, type=click.Choice(list(PARTITIONS)))
+@click.option("--rate", type=float, help="A learning rate for all, in place of choosing one.")
+@click.option("--jobs", default=1, show_default=True, help="Cells trained at the same time.")
+@click.option("--results", help="Folder for the table, Parquet file and plots.")
+@click.option("--only", help="Train this one cell (used by the command itself).", hidden=True)
+@click.option("--json", "as_json", is_flag=True)
+def main(
+    scale_name: str,
+    seeds: int,
+    data: str,
+    storage: str,
+    chosen: tuple[str, ...],
+    partitions: tuple[str, ...],
+    rate: float | None,
+    jobs: int,
+    results: str | None,
+    only: str | None,
+    as_json: bool,
+) -> None:
+    """Train every cell that is not there yet; then show one row for each."""
+    comparison = Comparison(SCALES[scale_name], Path(data), Path(storage) / scale_name)
+    if only is not None:
+        chosen_cell = json.loads(only)
+        chosen_cell["variant"] = VARIANTS[chosen_cell["variant"]]
+        comparison.train(Cell(**chosen_cell))
+        return
+    rows: list[dict[str, Any]] = []
+    arguments = ["--scale", scale_name, "--data", data, "--storage", storage]
+    for partition in partitions or tuple(PARTITIONS):
+        names = chosen or tuple(VARIANTS)
+        tuned = [] if rate else comparison.tuning_cells(names, partition)
+        comparison.train_all(tuned, arguments, jobs)
+        cells = [
+            Cell(
+                variant=VARIANTS[name],
+                partition=partition,
+                seed=seed,
+                rate=rate or comparison.best_rate(name, partition),
+            )
+            for seed in range(1, seeds + 1)
+            for name in names
+        ]
+        comparison.train_all(cells, arguments, jobs)
+        rows += [comparison.row(cell) for cell in cells]
+    if results is not None:
+        write_results(rows, Path(results), name=scale_name, made_by=made_by())
+    click.echo(json.dumps({"scale": scale_name, "rows": rows}) if as_json else _lines(rows))
+
+
+class Comparison:
+    """The cells of one scale, each a file of its row once it is trained.
+
+    Args:
+        scale: The size of every cell.
+        source: Folder of CIFAR-10's pictures.
+        folder: Where data, runs and rows are kept.
+    """
+
+    def __init__(self, scale: Scale, source: Path, folder: Path) -> None:
+        self._scale = scale
+        self._source = source
+        self._folder = folder.absolute()
+        self._common = tomllib.loads(COMMON.read_text(encoding="utf-8"))
+
+    def pictures(self, partition: str) -> Pictures:
+        """Return the files of a partition; make those that are missing."""
+        return prepare(
+            self._source,
+            self._folder / "data",
+            partition=partition,
+            nodes=self._scale.nodes,
+            rows=self._scale.rows,
+            held_out=self._scale.held_out,
+            watched=self._scale.watched,
+        )
+
+    def tuning_cells(self, names: Sequence[str], partition: str) -> list[Cell]:
+        """Return the cells that learning rates are chosen by."""
+        return [
+            Cell(
+                variant=VARIANTS[name],
+                partition=partition,
+                seed=TUNING_SEED,
+                rate=rate,
+                tuning=True,
+            )
+            # An ablation differs from the default in one thing alone.
+            for name in dict.fromkeys(VARIANTS[one].tuned_as for one in names)
+            for rate in self._scale.rates
+        ]
+
+    def best_rate(self, name: str, partition: str) -> float:
+        """Return the learning rate with the best accuracy on held-out rows."""
+        cells = self.tuning_cells([name], partition)
+        return max(cells, key=lambda one: self.row(one)["accuracy"]).rate
+
+    def train_all(self, cells: Sequence[Cell], arguments: Sequence[str], jobs: int) -> None:
+        """Train those cells that are not there yet, each in a process of its own."""
+        missing = [one for one in cells if not self._file(one).exists()]
+        for partition in {one.partition for one in missing}:
+            self.pictures(partition)
+
+        def run(cell: Cell) -> None:
+            click.echo(f"training {cell.key}", err=True)
+            chosen = {**vars(cell), "variant": cell.variant.name}
+            command = [sys.executable, __file__, *arguments, "--only", json.dumps(chosen)]
+            done = subprocess.run(command, check=False, stdout=subprocess.DEVNULL)
+            if done.returncode != 0:
+                click.echo(f"{cell.key} failed with exit status {done.returncode}", err=True)
+
+        with ThreadPoolExecutor(jobs) as pool:
+            list(pool.map(run, missing))
+        lost = [one.key for one in missing if not self._file(one).exists()]
+        if lost:
+            raise click.ClickException(f"{len(lost)} cells failed: {', '.join(lost[:5])}")
+
+    def train(self, cell: Cell) -> None:
+        """Train a cell and keep its row."""
+        torch.set_num_threads(1)
+        pictures = self.pictures(cell.partition)
+        config = settings(cell, self._scale, pictures, self._common)
+        row = train(cell, self._scale, pictures, config, self._folder / "runs")
+        file = self._file(cell)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        scratch = file.with_suffix(".part")
+        scratch.write_text(json.dumps(row), encoding="utf-8")
+        scratch.rename(file)
+
+    def row(self, cell: Cell) -> dict[str, Any]:
+        """Return a trained cell's row."""
+        found: dict[str, Any] = json.loads(self._file(cell).read_text(encoding="utf-8"))
+        return found
+
+    def _file(self, cell: Cell) -> Path:
+        return self._folder / "rows" / f"{cell.key}.json"
+
+
+def made_by() -> str:
+    """Return the command, the commit and the machine, for the head of a table."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    command = " ".join(["python", *sys.argv])
+    cores, version = os.cpu_count(), torch.__version__
+    return (
+        f"`{command}`, commit {commit or 'unknown'}, {platform.machine()} with {cores} cores, "
+        f"torch {version}."
+    )
+
+
+def _lines(rows: Sequence[dict[str, Any]]) -> str:
+    return "\n".join(
+        f"{row['partition']:10} {row['strategy']:16} seed {row['seed']}  "
+        f"accuracy {row['accuracy']:.4f}  {row['bytes'] / 1e6:9.1f} MB"
+        for row in rows
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,263 @@
+"""One cell of the comparison: one variant on one partition with one seed, trained and measured."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from comparison.data import Pictures
+from comparison.scales import Scale
+from comparison.variants import Variant
+from ray_snake import SnakeConfig, SnakeTrainer
+from ray_snake.data import NodeDataset, ShardSource
+from ray_snake.engine.evaluate import evaluate
+from ray_snake.engine.memory import peak_bytes
+from ray_snake.engine.objective import cross_entropy
+from ray_snake.engine.profile import profile_blocks
+from ray_snake.engine.stack import BlockStack
+from ray_snake.engine.visit import train_visit
+from ray_snake.planning.cost import predict_visit
+from ray_snake.planning.strategy import make_strategy
+from ray_snake.runtime.journal import EvaluationRecord, VisitRecord, read_records
+from ray_snake.runtime.recipe import Recipe
+from ray_snake.storage import Storage
+from ray_snake.trainer import Result
+
+FLUCTUATION_TRIPS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """What to train.
+
+    Attributes:
+        variant: The row's variant.
+        partition: The name of the partition.
+        seed: Of initial weights, batches and whatever is drawn.
+        rate: Learning rate.
+        tuning: Whether it is judged on held-out rows, after few trips, to choose a rate.
+    """
+
+    variant: Variant
+    partition: str
+    seed: int
+    rate: float
+    tuning: bool = False
+
+    @property
+    def key(self) -> str:
+        """A name for files."""
+        kind = "tune" if self.tuning else "cell"
+        return f"{kind}-{self.variant.name}-{self.partition}-{self.seed}-{self.rate:g}"
+
+
+def settings(
+    cell: Cell, scale: Scale, pictures: Pictures, common: Mapping[str, Any]
+) -> SnakeConfig:
+    """Return a cell's settings: the common ones, the scale's, and the variant's own."""
+    trips = scale.tuning_trips if cell.tuning else scale.trips
+    nodes = 1 if cell.variant.pooled or cell.variant.alone else scale.nodes
+    tree: dict[str, Any] = {
+        "seed": cell.seed,
+        "model": {"name": "vgg11", "options": {"width": scale.width}},
+        "snake": {"trips": trips},
+        "training": {"learning_rate": cell.rate, "batch_size": scale.batch_size},
+        "nodes": {"nodes_per_actor": nodes, "gpus": scale.gpus * nodes},
+        "evaluation": {
+            "data": str(pictures.held_out if cell.tuning else pictures.watched),
+            "last_visits": 0 if cell.tuning else FLUCTUATION_TRIPS * nodes,
+        },
+    }
+    if scale.precision != "fp32":
+        tree["training"]["precision"] = scale.precision
+    return SnakeConfig.from_tree(_merged(_merged(dict(common), tree), cell.variant.settings))
+
+
+def train(cell: Cell, scale: Scale, pictures: Pictures, config: SnakeConfig, runs: Path) -> Row:
+    """Train a cell, or go on where it was interrupted; return its row."""
+    if cell.variant.alone:
+        own = [
+            _train(cell, config, [shard], pictures, runs, f"{cell.key}-node{node}")
+            for node, shard in enumerate(pictures.shards)
+        ]
+        row = _mean(own)
+    else:
+        nodes = [pictures.pooled] if cell.variant.pooled else pictures.shards
+        row = _train(cell, config, nodes, pictures, runs, cell.key)
+    if not cell.tuning:
+        largest = max(pictures.shards, key=lambda one: one.stat().st_size)
+        shard = pictures.pooled if cell.variant.pooled else largest
+        row["peak_memory_bytes"] = peak_memory(config, shard, nodes=config.nodes.nodes_per_actor)
+    return row
+
+
+Row = dict[str, Any]
+
+
+def _train(
+    cell: Cell,
+    config: SnakeConfig,
+    nodes: Sequence[Path],
+    pictures: Pictures,
+    runs: Path,
+    name: str,
+) -> Row:
+    known = Storage(str(runs)).child(name).exists("run.json")
+    result = SnakeTrainer(
+        nodes=list(nodes), config=config, storage=runs, name=name, resume=known, progress=False
+    ).fit()
+    curve = _curve(result)
+    row = {
+        "strategy": cell.variant.name,
+        "partition": cell.partition,
+        "seed": cell.seed,
+        "learning_rate": cell.rate,
+        "samples": curve[-1]["samples"],
+        "bytes": result.summary["bytes_moved"],
+        "serial_steps": curve[-1]["serial_steps"],
+        "seconds": result.summary["seconds"],
+        "config_hash": config.fingerprint(),
+        "curve": curve,
+    }
+    if cell.tuning:
+        return {**row, "accuracy": curve[-1]["accuracy"]}
+    late = [
+        one["accuracy"] for one in curve if one["trip"] > config.snake.trips - FLUCTUATION_TRIPS
+    ]
+    return {
+        **row,
+        "accuracy": _test_accuracy(result, pictures.test),
+        "fluctuation": statistics.pstdev(late),
+        "flops": _flops(config, result, nodes),
+    }
+
+
+def _curve(result: Result) -> list[dict[str, Any]]:
+    """Return what was seen, moved and stepped up to each evaluation, with its accuracy."""
+    points = []
+    samples = bytes_moved = serial = 0
+    round_steps: list[int] = []
+    for record in read_records(Storage(result.run)):
+        if isinstance(record, VisitRecord):
+            samples += record.samples
+            bytes_moved += record.bytes_pulled
+            if record.averaged:
+                bytes_moved += record.bytes_returned
+                round_steps.append(record.steps)
+                if record.ends_round:
+                    # The nodes of a round train at the same time.
+                    serial += max(round_steps)
+                    round_steps = []
+            else:
+                serial += record.steps
+        elif isinstance(record, EvaluationRecord):
+            points.append(
+                {
+                    "visit": record.visit,
+                    "trip": record.trip,
+                    "samples": samples,
+                    "bytes": bytes_moved,
+                    "serial_steps": serial,
+                    "accuracy": record.accuracy,
+                }
+            )
+    return points
+
+
+def _test_accuracy(result: Result, test: Path) -> float:
+    judged = evaluate(
+        BlockStack.cut(result.model()),
+        NodeDataset.open(ShardSource.of(str(test))),
+        task=cross_entropy,
+        batch_size=500,
+    )
+    return float(judged.accuracy or 0.0)
+
+
+def _flops(config: SnakeConfig, result: Result, nodes: Sequence[Path]) -> float:
+    """Return floating-point operations of all visits, as the cost model counts them."""
+    stack = Recipe(config=config).initial()
+    shards = [NodeDataset.open(ShardSource.of(str(one))) for one in nodes]
+    costs, _ = profile_blocks(
+        stack, shards[0].batch([0])[0].shape[1:], integer_inputs=False, batch=8
+    )
+    strategy = make_strategy(config, nodes=len(nodes), blocks=len(stack))
+    steps = result.history["steps"].to_pylist()
+    visits = iter(strategy.next, None)
+    return sum(
+        predict_visit(
+            visit,
+            costs,
+            rows=len(shards[visit.node]),
+            steps=count,
+            training=config.training,
+            loss=config.loss,
+        ).flops
+        for visit, count in zip(visits, steps, strict=True)
+    )
+
+
+def peak_memory(config: SnakeConfig, shard: Path, *, nodes: int) -> int:
+    """Return the peak bytes of a node's visit, measured, over all kinds of visits of its schedule.
+
+    That is, what torch allocates from loading the weights to the end of the third step, on the
+    largest shard, and the weights that arrived: views of the object store, which a node that is
+    alone on its machine has for itself. Visits that only some nodes are able to do, the snake's
+    warm-up, are left out.
+    """
+    recipe = Recipe(config=config)
+    samples = NodeDataset.open(ShardSource.of(str(shard)))
+    short = config.training.model_copy(update={"steps": 3})
+    objective = recipe.objective(samples.label_counts(10))
+    strategy = make_strategy(config, nodes=nodes, blocks=len(recipe.initial()))
+    kinds = {visit.trained for visit in iter(strategy.next, None) if not strategy.is_warm_up(visit)}
+    peaks = []
+    for trained in kinds:
+        stack = recipe.initial()
+        peaks.append(
+            peak_bytes(
+                lambda stack=stack, trained=trained: train_visit(
+                    stack,
+                    samples,
+                    trained=trained,
+                    learning_rate=config.training.learning_rate,
+                    seed=1,
+                    training=short,
+                    objective=objective,
+                    proximal=config.loss.proximal,
+                )
+            )
+            + sum(stack.block_bytes())
+        )
+    return max(peaks)
+
+
+def _mean(rows: Sequence[Row]) -> Row:
+    """Return the row of nodes that each trained alone, at the same time."""
+    first = rows[0]
+    return {
+        **first,
+        "accuracy": statistics.mean(one["accuracy"] for one in rows),
+        "fluctuation": statistics.mean(one.get("fluctuation", 0.0) for one in rows),
+        "samples": sum(one["samples"] for one in rows),
+        "bytes": 0,
+        "serial_steps": max(one["serial_steps"] for one in rows),
+        "seconds": sum(one["seconds"] for one in rows),
+        "flops": sum(one.get("flops", 0.0) for one in rows),
+        "curve": [],
+    }
+
+
+def _merged(base: dict[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in own.items():
+        known = merged.get(key)
+        merged[key] = (
+            _merged(known, value)
+            if isinstance(known, dict) and isinstance(value, Mapping)
+            else value
+        )
+    return merged

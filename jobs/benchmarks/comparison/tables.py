@@ -1,0 +1,125 @@
+"""The comparison's rows as a Parquet file, a table and plots."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+Row = Mapping[str, Any]
+BUDGETS = ("bytes", "samples", "serial_steps")
+
+
+def write_results(rows: Sequence[Row], folder: Path, *, name: str, made_by: str) -> None:
+    """Write `NAME.parquet`, `NAME.md` and one plot per partition.
+
+    Args:
+        rows: One for each cell.
+        folder: Where to; made if missing.
+        name: Of the files.
+        made_by: Command, commit and machine, for the table's head.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist([dict(one) for one in rows]), folder / f"{name}.parquet")
+    parts = [made_by]
+    for partition in dict.fromkeys(row["partition"] for row in rows):
+        own = [row for row in rows if row["partition"] == partition]
+        parts += [f"## {partition}", table(own)]
+        plot(own, folder / f"{name}-{partition}.png", title=partition)
+        parts.append(f"![Accuracy by bytes, samples and serial steps]({name}-{partition}.png)")
+    (folder / f"{name}.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return one partition's rows as a Markdown table, a line per strategy, means over seeds."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row["strategy"], []).append(row)
+    # At equal budgets means: what the default snake used.
+    reference = groups.get("snake", [])
+    budgets = {
+        key: statistics.mean(max(_totals(row, key)) for row in reference) if reference else None
+        for key in BUDGETS
+    }
+    head = (
+        "| strategy | seeds | accuracy | spread | fluctuation | samples | MB moved | peak MB "
+        "| Tflop | serial steps | at equal bytes | at equal samples | at equal steps |\n"
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+    )
+    lines = [head]
+    for name, own in groups.items():
+        accuracies = [row["accuracy"] for row in own]
+        spread = statistics.stdev(accuracies) if len(own) > 1 else 0.0
+        equal = [_mean_at(own, key, budgets[key]) for key in BUDGETS]
+        lines.append(
+            f"| {name} | {', '.join(str(row['seed']) for row in own)} "
+            f"| {statistics.mean(accuracies):.3f} | {spread:.3f} "
+            f"| {_mean(own, 'fluctuation'):.3f} | {_mean(own, 'samples'):,.0f} "
+            f"| {_mean(own, 'bytes') / 1e6:,.1f} | {_mean(own, 'peak_memory_bytes') / 1e6:,.1f} "
+            f"| {_mean(own, 'flops') / 1e12:,.1f} | {_mean(own, 'serial_steps'):,.0f} "
+            f"| {' | '.join(equal)} |"
+        )
+    return "\n".join(lines)
+
+
+def accuracy_at(row: Row, key: str, budget: float) -> float | None:
+    """Return the last accuracy that a run had before it used up a budget; none before the first.
+
+    Args:
+        row: A cell's row.
+        key: `bytes`, `samples` or `serial_steps`.
+        budget: How much of it.
+    """
+    within = [point["accuracy"] for point in row["curve"] if point[key] <= budget]
+    return within[-1] if within else None
+
+
+def plot(rows: Sequence[Row], file: Path, *, title: str) -> None:
+    """Draw accuracy by samples, bytes and serial steps, a line for each strategy's first seed."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    axes_of = {"samples": "samples seen", "bytes": "bytes moved", "serial_steps": "serial steps"}
+    figure, axes = plt.subplots(1, 3, figsize=(15, 5), sharey=True, layout="constrained")
+    names = list(dict.fromkeys(row["strategy"] for row in rows))
+    colours = dict(zip(names, plt.get_cmap("tab20").colors, strict=False))
+    for axis, (key, label) in zip(axes, axes_of.items(), strict=True):
+        for name in names:
+            first = next(row for row in rows if row["strategy"] == name)
+            if first["curve"] and max(_totals(first, key)) > 0:
+                axis.plot(
+                    [point[key] for point in first["curve"]],
+                    [point["accuracy"] for point in first["curve"]],
+                    label=name,
+                    color=colours[name],
+                    linewidth=1.2,
+                )
+        axis.set_xlabel(label)
+        axis.grid(alpha=0.3)
+        if key == "bytes":
+            axis.set_xscale("log")
+    axes[0].set_ylabel("accuracy on watched test rows")
+    figure.suptitle(f"CIFAR-10, {title}")
+    axes[0].legend(fontsize="x-small", ncols=2)
+    figure.savefig(file, dpi=120)
+    plt.close(figure)
+
+
+def _totals(row: Row, key: str) -> list[float]:
+    return [point[key] for point in row["curve"]] or [0.0]
+
+
+def _mean(rows: Sequence[Row], key: str) -> float:
+    return statistics.mean(row[key] for row in rows)
+
+
+def _mean_at(rows: Sequence[Row], key: str, budget: float | None) -> str:
+    found = [accuracy_at(row, key, budget) for row in rows] if budget else []
+    known = [one for one in found if one is not None]
+    return f"{statistics.mean(known):.3f}" if known else "-"

@@ -1,0 +1,115 @@
+"""Warm-up visits, and spans that the settings name block by block."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ray_snake.config import SnakeConfig, TrainingConfig
+from ray_snake.errors import ConfigError
+from ray_snake.planning.snake import Snake
+
+NODES = 4
+BLOCKS = 6
+
+
+def make(*, nodes=NODES, blocks=BLOCKS, training=None, **snake):
+    config = SnakeConfig.from_tree(
+        {"snake": {"span_width": 2, "trips": 6, **snake}, "training": training or {}}
+    )
+    return Snake(config, nodes=nodes, blocks=blocks)
+
+
+def drain(strategy):
+    return list(iter(strategy.next, None))
+
+
+def test_the_first_trips_train_the_whole_model():
+    visits = drain(make(warmup_trips=2))
+    whole = [visit.trip for visit in visits if len(visit.trained) == BLOCKS]
+    assert whole == [1] * NODES + [2] * NODES
+
+
+def test_nodes_that_can_not_train_it_whole_train_spans_meanwhile():
+    visits = drain(make(warmup_trips=2, warmup_nodes=[1, 3]))
+    early = {visit.node for visit in visits if visit.trip <= 2 and len(visit.trained) == BLOCKS}
+    assert early == {1, 3}
+    assert all(len(visit.trained) <= 3 for visit in visits if visit.node in (0, 2))
+
+
+@given(
+    warmup=st.integers(0, 4),
+    order=st.sampled_from(["span_major", "diagonal"]),
+    nodes=st.integers(1, 6),
+)
+def test_after_the_warm_up_the_walk_is_that_of_a_run_without(warmup, order, nodes):
+    # An odd number of trips would turn the direction in which nodes are crossed.
+    warmup *= 2
+    warmed = drain(make(nodes=nodes, order=order, warmup_trips=warmup, trips=warmup + 5))
+    plain = drain(make(nodes=nodes, order=order, trips=5))
+    assert [(one.node, one.span, one.trained) for one in warmed[warmup * nodes :]] == [
+        (one.node, one.span, one.trained) for one in plain
+    ]
+
+
+def test_the_whole_model_trains_at_a_rate_of_its_own():
+    strategy = make(
+        warmup_trips=1,
+        warmup_rate=0.5,
+        warmup_nodes=[0],
+        training={"learning_rate": 0.1, "schedule": "constant"},
+    )
+    rates = {visit.number: strategy.learning_rate(visit) for visit in drain(strategy)}
+    assert rates == {number: 0.05 if number == 1 else 0.1 for number in rates}
+    assert TrainingConfig().learning_rate > 0
+
+
+def test_warm_up_visits_are_what_only_some_nodes_can_do():
+    strategy = make(warmup_trips=1, warmup_nodes=[2])
+    assert [visit.node for visit in drain(strategy) if strategy.is_warm_up(visit)] == [2]
+
+
+def test_a_refused_warm_up_visit_leaves_the_coverage_alone():
+    strategy = make(warmup_trips=1)
+    strategy.refused(strategy.next())
+    assert strategy.coverage.counts(0) == (0, 0, 0)
+
+
+def test_a_warm_up_node_that_is_not_there_is_refused():
+    with pytest.raises(ConfigError) as caught:
+        make(warmup_nodes=[0, 4])
+    assert str(caught.value) == (
+        "snake.warmup_nodes: there is no node 4 of 4; use numbers from 0 to 3"
+    )
+
+
+def test_spans_are_those_that_the_settings_name():
+    visits = drain(make(spans=[[2, 3], [1, 4]], train_last=False, trips=4))
+    trained = [{visit.trained for visit in visits if visit.trip == trip} for trip in range(1, 5)]
+    assert trained == [{(2, 3)}, {(1, 4)}, {(1, 4)}, {(2, 3)}]
+
+
+@given(
+    st.lists(
+        st.sets(st.integers(0, BLOCKS - 2), min_size=1), min_size=1, max_size=5, unique_by=frozenset
+    )
+)
+def test_every_node_trains_named_spans_equally_often(spans):
+    strategy = make(spans=[sorted(one) for one in spans], trips=2 * len(spans))
+    visits = drain(strategy)
+    for node in range(NODES):
+        own = [visit.trained for visit in visits if visit.node == node]
+        expected = [tuple(sorted(one | {BLOCKS - 1})) for one in spans]
+        assert sorted(own) == sorted(expected * 2)
+
+
+@pytest.mark.parametrize(
+    ("spans", "message"),
+    [
+        ([[0], [6]], "there is no block 6 in a network of 6; use numbers from 0 to 5"),
+        ([[0, 1], [1, 0]], "[0, 1] stands there twice; keep one of them"),
+    ],
+)
+def test_spans_that_do_not_fit_are_refused(spans, message):
+    with pytest.raises(ConfigError) as caught:
+        make(spans=spans)
+    assert str(caught.value) == f"snake.spans: {message}"

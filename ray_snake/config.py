@@ -248,6 +248,9 @@ class BaselineConfig(Section):
         "cut, its labels, and the node's label counts. They need it, and nothing else does: "
         "otherwise none of that leaves a node.",
     )
+    server_gpus: NonNegativeFloat = Field(
+        default=0.0, description="GPU share of the server of `split` and `splitfed`."
+    )
 
 
 class TransportConfig(Section):

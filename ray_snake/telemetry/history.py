@@ -53,6 +53,13 @@ HISTORY_SCHEMA: pa.Schema = pa.schema(
         ),
         _column("bytes_returned", pa.int64(), "Block versions that it returned.", "bytes"),
         _column(
+            "exchanged_bytes",
+            pa.int64(),
+            "Activations, labels and gradients that it exchanged with the server of split "
+            "learning; else 0.",
+            "bytes",
+        ),
+        _column(
             "network_bytes",
             pa.int64(),
             "What went between machines for it, to the node and to the driver's side.",

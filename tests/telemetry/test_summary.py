@@ -14,8 +14,18 @@ def test_summary_adds_up_the_journal(start_record, visit_record, evaluation_reco
         "refused": 0,
         "bytes_moved": 1024 * (1 + 2 + 3),
         "nodes": {
-            "clinic-0": {"visits": 1, "bytes_pulled": 2048, "bytes_returned": 512},
-            "clinic-1": {"visits": 2, "bytes_pulled": 4096, "bytes_returned": 1024},
+            "clinic-0": {
+                "visits": 1,
+                "bytes_pulled": 2048,
+                "bytes_returned": 512,
+                "exchanged_bytes": 0,
+            },
+            "clinic-1": {
+                "visits": 2,
+                "bytes_pulled": 4096,
+                "bytes_returned": 1024,
+                "exchanged_bytes": 0,
+            },
         },
         "network": {"predicted": 0, "measured": None, "links": [], "machines": {}},
         "seconds": 6.0,

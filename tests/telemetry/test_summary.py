@@ -69,3 +69,14 @@ def test_empty_journal_has_an_empty_summary():
     assert summary["metrics"] == {}
     assert summary["visits"] == summary["trips"] == summary["bytes_moved"] == 0
     assert summary["seconds"] == 0.0
+
+
+def test_what_moved_is_what_was_pulled_averaged_and_exchanged(visit_record):
+    visits = [
+        visit_record(1, averaged=True),
+        visit_record(2, averaged=True, accepted=False, exchanged_bytes=7),
+        visit_record(3, exchanged_bytes=5),
+    ]
+    summary = run_summary("run", visits, "")
+    assert summary["bytes_moved"] == 1024 * (1 + 2 + 3) + 2 * 512 + 7 + 5
+    assert summary["nodes"]["clinic-1"]["exchanged_bytes"] == 5

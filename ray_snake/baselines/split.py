@@ -29,22 +29,18 @@ class Split(Strategy):
         super().__init__(config, nodes=nodes, blocks=blocks)
         check_may_share(config)
         self.cut = config.baseline.cut
-        if not 1 <= self.cut < blocks:
+        if self.cut >= blocks:
             raise ConfigError(
                 "baseline.cut",
-                f"{self.cut} of the network's {blocks} blocks on the node leave the server none",
-                f"set it to a number from 1 to {blocks - 1}"
-                if blocks > 1
-                else "give a network of two blocks or more",
+                f"{self.cut} blocks on the node leave the server none of the network's {blocks}",
+                f"set it to a number from 1 to {blocks - 1}, of a network with 2 blocks or more",
             )
-        for key, value in (
-            ("loss.distillation", config.loss.distillation),
-            ("loss.proximal", config.loss.proximal),
-        ):
-            if value > 0:
+        for term in ("distillation", "proximal"):
+            weight = getattr(config.loss, term)
+            if weight > 0:
                 raise ConfigError(
-                    key,
-                    f"{value:g} compares with a whole network, and with {config.strategy!r} no "
+                    f"loss.{term}",
+                    f"{weight:g} compares with a whole network, and with {config.strategy!r} no "
                     "side has one",
                     "set it to 0",
                 )

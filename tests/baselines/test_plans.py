@@ -108,7 +108,7 @@ def test_splitfed_is_split_learning_whose_visits_are_averaged():
         ),
         (
             {"baseline": {"shares_activations": True, "cut": BLOCKS}},
-            "baseline.cut: 6 of the network's 6 blocks .* from 1 to 5",
+            "baseline.cut: 6 blocks on the node .* of the network's 6; .* from 1 to 5",
         ),
         ({"loss": {"distillation": 0.3}}, "loss.distillation: 0.3 compares with a whole network"),
         (

@@ -255,6 +255,20 @@ class BaselineConfig(Section):
     full_rounds: NonNegativeInt = Field(
         default=5, description="Rounds of the whole model before each cycle of `fedpart`."
     )
+    cut: PositiveInt = Field(
+        default=2,
+        description="Blocks at the front of the network that nodes hold with `split` and "
+        "`splitfed`; a server at the driver's side holds the others.",
+    )
+    shares_activations: bool = Field(
+        default=False,
+        description="Let `split` and `splitfed` send the server each batch's activations at the "
+        "cut, its labels, and the node's label counts. They need it, and nothing else does: "
+        "otherwise none of that leaves a node.",
+    )
+    server_gpus: NonNegativeFloat = Field(
+        default=0.0, description="GPU share of the server of `split` and `splitfed`."
+    )
 
 
 class TransportConfig(Section):
@@ -356,7 +370,7 @@ class SnakeConfig(Section):
     strategy: str = Field(
         default="snake",
         description="`snake`, or a rival: `fedavg`, `fedprox`, `fedpart`, `cyclic`, `fedcybgd`, "
-        "`centralised`, `local`; or one of your own; see docs/extending.md.",
+        "`split`, `splitfed`, `centralised`, `local`; or one of your own; see docs/extending.md.",
     )
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()

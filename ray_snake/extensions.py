@@ -34,6 +34,8 @@ OWN: Mapping[Kind, Mapping[str, str]] = {
         "fedavg": "ray_snake.baselines.averaging:FedAvg",
         "fedprox": "ray_snake.baselines.averaging:FedProx",
         "fedpart": "ray_snake.baselines.averaging:FedPart",
+        "split": "ray_snake.baselines.split:Split",
+        "splitfed": "ray_snake.baselines.split:SplitFed",
     },
     "order": {
         "span_major": "ray_snake.planning.order:SpanMajor",

@@ -10,13 +10,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ray_snake.config import TrainingConfig
 from ray_snake.engine.cache import PrefixCache
-from ray_snake.engine.change import are_finite, update_norm
 from ray_snake.engine.objective import Objective, correct, is_classification
-from ray_snake.engine.optimizer import keeps_finite, make_optimizer
 from ray_snake.engine.samples import (
     Rows,
     Samples,
@@ -26,7 +24,7 @@ from ray_snake.engine.samples import (
     shuffled,
 )
 from ray_snake.engine.stack import BlockStack
-from ray_snake.errors import ModelError
+from ray_snake.engine.trained import TrainedBlocks
 from ray_snake.seeds import derive_seed
 
 
@@ -45,6 +43,8 @@ class VisitOutcome:
         finite: Whether all trained weights and their buffers are finite numbers.
         train_seconds: Wall-clock time from the first batch, of the prefix or else of training,
             to the end of the last step.
+        sent_bytes: What the node sent a server for it: activations and labels; 0 without a cut.
+        received_bytes: What came back from there: gradients.
     """
 
     samples: int
@@ -55,6 +55,8 @@ class VisitOutcome:
     update_norm: float | None
     finite: bool
     train_seconds: float
+    sent_bytes: int = 0
+    received_bytes: int = 0
 
 
 @dataclass
@@ -115,45 +117,37 @@ def train_visit(
     """
     device = device or torch.device("cpu")
     control = control or VisitControl()
-    borrowed = _take_private_buffers(stack, trained)
-    weights = [weight for block in trained for weight in stack.blocks[block].parameters()]
-    arrived = [weight.detach() for weight in weights] if measure_update or proximal > 0 else []
-    optimizer = make_optimizer(weights, training, learning_rate)
+    blocks = TrainedBlocks(
+        stack,
+        trained,
+        training=training,
+        learning_rate=learning_rate,
+        keeps_arrived=measure_update or proximal > 0,
+        device=device,
+    )
     control.steps = total_steps(len(samples), training)
-    gradient_norms = torch.zeros((), device=device)
-    meter = _Meter()
+    meter = TrainingMeter()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         started = time.perf_counter()
         features = _Features(stack, samples, min(trained), training, objective, device)
         stack.freeze_all_but(trained)
         try:
-            for epoch, rows in _batches(len(samples), training, seed):
+            for epoch, rows in visit_batches(len(samples), training, seed):
                 if control.stop.is_set():
                     raise VisitStoppedError
                 inputs, targets, teacher = features.batch(rows)
                 outputs = stack(inputs, features.first)
                 loss = objective(outputs, targets, teacher)
                 if proximal > 0:
-                    loss = loss + proximal / 2 * _squared_distance(weights, arrived)
-                optimizer.zero_grad()
-                torch.autograd.backward(loss)
-                if meter.steps == 0:
-                    _check_only_read(borrowed)
-                if training.clip_norm is not None:
-                    gradient_norms += torch.nn.utils.clip_grad_norm_(weights, training.clip_norm)
-                optimizer.step()
-                meter.add(epoch, loss.detach(), outputs.detach(), targets)
+                    loss = loss + proximal / 2 * blocks.squared_distance()
+                blocks.step(loss)
+                meter.add(epoch, judge_batch(loss.detach(), outputs.detach(), targets))
                 control.step, control.loss = meter.steps, meter.loss
         finally:
             features.close()
     seconds = time.perf_counter() - started
-    # Between the last step and the next visit, a pass over the weights is made only if it must be.
-    proven = keeps_finite(weights, training, learning_rate) and bool(gradient_norms.isfinite())
-    finite = (proven or are_finite(weights)) and are_finite(_buffers(stack, trained))
-    change = None if finite else math.inf
-    if finite and measure_update:
-        change = update_norm(weights, arrived)
+    finite, change = blocks.result(measure_update=measure_update)
     return VisitOutcome(
         samples=meter.samples,
         steps=meter.steps,
@@ -171,7 +165,7 @@ def total_steps(rows: int, training: TrainingConfig) -> int:
     return training.steps or training.epochs * batches_per_epoch(rows, training.batch_size)
 
 
-def _batches(rows: int, training: TrainingConfig, seed: int) -> Iterator[tuple[int, Rows]]:
+def visit_batches(rows: int, training: TrainingConfig, seed: int) -> Iterator[tuple[int, Rows]]:
     """Yield (epoch, row numbers) for every optimizer step of a visit."""
     every = (
         (epoch, batch)
@@ -179,58 +173,6 @@ def _batches(rows: int, training: TrainingConfig, seed: int) -> Iterator[tuple[i
         for batch in shuffled(rows, training.batch_size, derive_seed(seed, "epoch", epoch))
     )
     return itertools.islice(every, total_steps(rows, training))
-
-
-_Borrowed = list[tuple[str, Tensor, int]]
-"""Weights that still lie in the memory in which they arrived: name, weight, version counter."""
-
-
-def _take_private_buffers(stack: BlockStack, trained: Sequence[int]) -> _Borrowed:
-    """Give the trained blocks buffers of their own; their weights get that in the first step."""
-    borrowed: _Borrowed = []
-    for block in trained:
-        module = stack.blocks[block]
-        only_read = {name for name, _ in module.named_parameters()} - _written_in_forward(module)
-        tensors = {
-            name: tensor if name in only_read else tensor.clone()
-            for name, tensor in stack.tensors(block).items()
-        }
-        stack.load(block, tensors, trainable=True)
-        borrowed += [
-            (f"{stack.names[block]}.{name}", weight, weight._version)
-            for name, weight in module.named_parameters()
-            if name in only_read
-        ]
-    return borrowed
-
-
-def _written_in_forward(module: nn.Module) -> set[str]:
-    """Return the names of weights that torch's own layers change while they compute."""
-    return {
-        f"{name}.weight".lstrip(".")
-        for name, layer in module.named_modules()
-        if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)) and layer.max_norm is not None
-    }
-
-
-def _check_only_read(borrowed: _Borrowed) -> None:
-    for name, weight, version in borrowed:
-        if weight._version != version:
-            raise ModelError(
-                f"weight {name}",
-                "was written to by its own layer's forward pass",
-                "keep what a forward pass writes in a buffer, not in a parameter",
-            )
-
-
-def _squared_distance(weights: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
-    parts = [(a - b).square().sum() for a, b in zip(weights, others, strict=True)]
-    return torch.stack(parts).sum()
-
-
-def _buffers(stack: BlockStack, trained: Sequence[int]) -> Iterator[Tensor]:
-    """Yield the trained blocks' buffers, such as a norm's statistics."""
-    return (buffer for block in trained for buffer in stack.blocks[block].buffers())
 
 
 class _Features:
@@ -294,7 +236,30 @@ class _Features:
         self._teacher = torch.cat(teacher) if with_teacher else None
 
 
-class _Meter:
+@dataclass(frozen=True, kw_only=True)
+class BatchResult:
+    """Scalars of one batch.
+
+    Attributes:
+        samples: Its rows.
+        loss: Its loss, a mean over them.
+        right: Classes that are right; 0 without classes.
+        judged: Classes that there are; 0 without classes.
+    """
+
+    samples: int
+    loss: float
+    right: int
+    judged: int
+
+
+def judge_batch(loss: Tensor, outputs: Tensor, targets: Tensor) -> BatchResult:
+    """Return the scalars of a batch from its loss, the network's outputs and the targets."""
+    right, judged = correct(outputs, targets) if is_classification(targets) else (0, 0)
+    return BatchResult(samples=len(targets), loss=float(loss), right=right, judged=judged)
+
+
+class TrainingMeter:
     """Sums over the first and the last epoch, weighted by samples."""
 
     def __init__(self) -> None:
@@ -304,27 +269,28 @@ class _Meter:
         self._epoch = 0
         self._start_epoch()
 
-    def add(self, epoch: int, loss: Tensor, outputs: Tensor, targets: Tensor) -> None:
+    def add(self, epoch: int, batch: BatchResult) -> None:
+        """Take the next batch of an epoch (from 0)."""
         if epoch != self._epoch:
             self._epoch = epoch
             self._start_epoch()
         self.steps += 1
-        self.samples += len(targets)
-        self._rows += len(targets)
-        self._loss += float(loss) * len(targets)
-        if is_classification(targets):
-            right, judged = correct(outputs, targets)
-            self._right += right
-            self._judged += judged
+        self.samples += batch.samples
+        self._rows += batch.samples
+        self._loss += batch.loss * batch.samples
+        self._right += batch.right
+        self._judged += batch.judged
         if epoch == 0:
             self.first_loss = self.loss
 
     @property
     def loss(self) -> float:
+        """Mean loss over the epoch so far."""
         return self._loss / self._rows if self._rows else math.nan
 
     @property
     def accuracy(self) -> float | None:
+        """Accuracy over the epoch so far, in [0, 1]; none without classes."""
         return self._right / self._judged if self._judged else None
 
     def _start_epoch(self) -> None:

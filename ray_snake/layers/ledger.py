@@ -121,6 +121,11 @@ class Ledger(Generic[Ref]):
             default=None,
         )
 
+    def whole(self, block: int) -> Parcel[Ref]:
+        """Return a whole object of a block's current version, whoever it is for."""
+        current = self._parcels[block, self._versions[block]]
+        return next(one for one in current if one.base is None)
+
     def deliver(self, node: int, machine: str, parcel: Parcel[Ref]) -> tuple[int, int]:
         """Note that a node pulls a parcel; return what that moves.
 

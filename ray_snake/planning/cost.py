@@ -36,7 +36,7 @@ class VisitCost:
 
     Attributes:
         samples: Samples that the optimizer sees.
-        flops: Floating-point operations, prefix and teacher included.
+        flops: Floating-point operations, prefix and teacher included, and a server's.
         private_bytes: Peak memory of the visit that is the node's own: trained weights with
             gradients and optimizer state, saved activations of a batch, prefix cache.
         shared_bytes: Frozen weights: views of the machine's object store.
@@ -79,11 +79,13 @@ def predict_visit(
     flops = samples * (rest + backward)
     flops += prefix * (rows if cached else samples)
     flops += rest * rows if teacher else 0
-    trained = sum(blocks[index].weight_bytes for index in visit.trained)
+    # Of a network that is cut the node holds the front alone.
+    held = [one for index, one in enumerate(blocks) if visit.on_node(index)]
+    trained = sum(blocks[index].weight_bytes for index in visit.trained if visit.on_node(index))
     # SGD keeps one momentum buffer for each weight, AdamW two averages.
     state = 2 if training.optimizer == "adamw" else (1 if training.momentum > 0 else 0)
     private = trained * (2 + state)
-    private += batch * sum(one.saved_bytes for one in blocks[first:])
+    private += batch * sum(one.saved_bytes for one in held[first:])
     cache = rows * blocks[first].input_bytes if cached else 0
     private += cache if cache <= training.cache_bytes else 0
     private += rows * blocks[-1].output_bytes if teacher else 0
@@ -91,5 +93,5 @@ def predict_visit(
         samples=samples,
         flops=flops,
         private_bytes=private,
-        shared_bytes=sum(one.weight_bytes for one in blocks) - trained,
+        shared_bytes=sum(one.weight_bytes for one in held) - trained,
     )

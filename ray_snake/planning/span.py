@@ -41,6 +41,8 @@ class Visit:
         trained: All blocks it trains, ascending: the span and the ends that train with it.
         averaged: Whether its result is averaged with those of its trip's other visits, which all
             start from the same model; otherwise the next visit goes on from it.
+        cut: First of the blocks that stay at the driver's side, where a server trains them on what
+            the node sends it for every batch; none: the node has all blocks.
     """
 
     number: int
@@ -49,6 +51,11 @@ class Visit:
     span: Span
     trained: tuple[int, ...]
     averaged: bool = False
+    cut: int | None = None
+
+    def on_node(self, block: int) -> bool:
+        """Return whether the node has a block, and not the server at the driver's side."""
+        return self.cut is None or block < self.cut
 
 
 def cut_spans(blocks: int, width: int) -> tuple[Span, ...]:

@@ -100,8 +100,16 @@ class Strategy(ABC):
             left = [*left, *self.crossing(next_trip)]
         return list(dict.fromkeys(left))
 
-    def whole(self, number: int, trip: int, node: int, *, averaged: bool = False) -> Visit:
-        """Return a visit that trains all blocks."""
+    def whole(
+        self,
+        number: int,
+        trip: int,
+        node: int,
+        *,
+        averaged: bool = False,
+        cut: int | None = None,
+    ) -> Visit:
+        """Return a visit that trains all blocks, on the node or on both sides of a cut."""
         return Visit(
             number=number,
             trip=trip,
@@ -109,6 +117,23 @@ class Strategy(ABC):
             span=Span(0, self.blocks),
             trained=tuple(range(self.blocks)),
             averaged=averaged,
+            cut=cut,
+        )
+
+
+def check_may_share(config: SnakeConfig) -> None:
+    """Check that what split learning sends may leave a node.
+
+    Raises:
+        ConfigError: If the settings don't say so.
+    """
+    if not config.baseline.shares_activations:
+        raise ConfigError(
+            "baseline.shares_activations",
+            f"is false, and with strategy {config.strategy!r} the activations at the cut and the "
+            "label of every row, and the node's label counts, leave their node for a server at "
+            "the driver's side",
+            "set it to true if they may, or choose a strategy that keeps them on the node",
         )
 
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import ray
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError
 
 from ray_snake.data import ShardSource
 from ray_snake.errors import SnakeError, VisitFailedError
-from ray_snake.layers.state import BlockDelta, LayerState
+from ray_snake.layers.state import Array, BlockDelta, LayerState
+from ray_snake.runtime.handles import BlocksLostError
 from ray_snake.runtime.journal import BlockRecord
 from ray_snake.runtime.messages import (
+    BackReport,
     Delivery,
     EvaluationReport,
     NodeSpec,
@@ -24,6 +28,12 @@ from ray_snake.runtime.meter import machine_name
 from ray_snake.runtime.recipe import Recipe
 from ray_snake.storage import Storage
 
+if TYPE_CHECKING:
+    from ray_snake.engine.split import Exchange
+    from ray_snake.engine.visit import BatchResult
+
+AnyActor: TypeAlias = Any
+"""An actor's handle, which Ray does not type."""
 AnyRef: TypeAlias = "ray.ObjectRef[Any]"
 BlockRef: TypeAlias = "ray.ObjectRef[LayerState | BlockDelta]"
 
@@ -64,7 +74,7 @@ def _one_line_leaves(who: str) -> Iterator[None]:
     """
     try:
         yield
-    except SnakeError:
+    except (SnakeError, BlocksLostError):
         raise
     except Exception as error:
         raise visit_failure(who, error).with_traceback(error.__traceback__) from None
@@ -117,13 +127,15 @@ class SnakeNode:
         node: int,
         task: VisitTask,
         deliveries: Sequence[Delivery],
+        server: AnyActor = None,
     ) -> tuple[VisitReport | LayerState | BlockDelta, ...]:
-        """Train a visit's blocks; return the report and then each trained block, ascending.
+        """Train a visit's blocks; return the report and then each block trained here, ascending.
 
         Args:
             node: Which of the actor's nodes is visited.
             task: What to do.
             deliveries: The block versions that the node lacks.
+            server: The split server's actor, for a visit with a cut.
         """
         from ray_snake.engine.visit import VisitControl
 
@@ -134,7 +146,9 @@ class SnakeNode:
         seconds = time.perf_counter() - started
         who = f"node {self._specs[node].name} on visit {task.visit.number}"
         with _one_line_leaves(who):
-            report, parcels = self._managers[node].visit(task, pulled, seconds, self._control)
+            report, parcels = self._managers[node].visit(
+                task, pulled, seconds, self._control, functools.partial(_connect, server, task)
+            )
         return (report, *parcels)
 
     @ray.method(concurrency_group="fetch")
@@ -168,6 +182,87 @@ class SnakeNode:
     def release(self, node: int, block: int, version: int) -> None:
         """Let a node let go of a superseded block version."""
         self._managers[node].release(block, version)
+
+
+def _connect(server: AnyActor, task: VisitTask, counts: Array | None) -> Exchange:
+    """Begin a visit at the split server; return the way to have it step."""
+    from ray_snake.runtime.split_server import exchange_through
+
+    session = ray.get_runtime_context().get_task_id()
+    _answer_of_server(server.open.remote(session, task, counts))
+
+    def ask(features: Array, dtype: str, targets: Array) -> tuple[Array, BatchResult]:
+        answer: tuple[Array, BatchResult] = _answer_of_server(
+            server.step.remote(session, features, dtype, targets)
+        )
+        return answer
+
+    return exchange_through(ask)
+
+
+def _answer_of_server(ref: AnyRef) -> Any:  # noqa: ANN401 - what the actor's method returns
+    """Return what the split server answers, within a node's visit.
+
+    Raises:
+        BlocksLostError: If it died, and with it the back that the visit had trained so far.
+        SnakeError: What it raised.
+    """
+    try:
+        return ray.get(ref, timeout=PULL_TIMEOUT_SECONDS)
+    except (RayActorError, ObjectLostError, GetTimeoutError) as error:
+        raise BlocksLostError(f"the split server did not answer ({first_line(error)})") from None
+    except RayTaskError as error:
+        if isinstance(error.cause, (SnakeError, BlocksLostError)):
+            raise error.cause from None
+        raise BlocksLostError(f"the split server failed ({first_line(error.cause)})") from None
+
+
+class SnakeServer:
+    """The actor of the split server, at the driver's side.
+
+    Args:
+        recipe: The run's settings and functions.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        from ray_snake.engine.device import prepare_process, take_device
+        from ray_snake.runtime.split_server import SplitServer
+
+        prepare_process(recipe.config.nodes.threads)
+        self._server = SplitServer(recipe, take_device(_own_gpu_share()))
+        self._number = 0
+
+    def ping(self) -> None:
+        """Answer, so that a caller knows that the process is up."""
+
+    def open(self, session: str, task: VisitTask, counts: Array | None) -> None:
+        """Pull the back and begin a visit; see `SplitServer.open`."""
+        try:
+            states = pull([one.ref for one in task.back])
+        except (ObjectLostError, GetTimeoutError) as error:
+            raise BlocksLostError(
+                f"the split server could not get a block ({first_line(error)})"
+            ) from None
+        with self._for(task.visit.number):
+            self._server.open(session, task, states, counts)
+            self._number = task.visit.number
+
+    def step(
+        self, session: str, features: Array, dtype: str, targets: Array
+    ) -> tuple[Array, BatchResult]:
+        """Take one step on a batch; see `SplitServer.step`."""
+        with self._for(self._number):
+            return self._server.step(session, features, dtype, targets)
+
+    def close(self, task: VisitTask) -> tuple[BackReport | LayerState, ...]:
+        """End a visit; return the report and then each block of the back, ascending."""
+        with self._for(task.visit.number):
+            report, states = self._server.close(task)
+        return (report, *states)
+
+    @staticmethod
+    def _for(visit: int) -> contextlib.AbstractContextManager[None]:
+        return _one_line_leaves(f"the split server on visit {visit}")
 
 
 class SnakeEngine:

@@ -20,7 +20,7 @@ class Result:
         visit: The visit.
         record: The decision, its `blocks` still empty.
         refs: The trained blocks as they travel, by block.
-        parcel_bytes: Bytes of each, in the same order.
+        parcel_bytes: Bytes of each that the node trained, in the same order.
         machine: The node's machine, which has them in its store.
         anchors: What they are the difference from, in block order; none: they are whole.
     """
@@ -88,11 +88,11 @@ class Committer:
         }
         averages = await self._engine.average(last.number, parts)
         refs = dict(zip(blocks, averages, strict=True))
-        self._supply.commit_round(last, refs, machine=self._engine.machine)
+        self._supply.commit_at_driver(last.number, refs, machine=self._engine.machine)
         await self._recorder.round(records, refs)
 
     def _with_transfers(self, result: Result) -> Result:
-        """Note what goes to the driver's side: whatever was accepted does, once."""
+        """Note what goes to the driver's side: whatever a node made and was accepted, once."""
         record = result.record
         if result.machine == self._engine.machine:
             return result
@@ -114,7 +114,9 @@ class Committer:
             refs = dict(zip(refs, served, strict=True))
             wholes = dict(zip(refs, decoded, strict=True))
             machines, origin = {self._engine.machine}, DRIVER
-        self._supply.commit(
-            result.visit, refs, result.parcel_bytes, machines=machines, origin=origin
-        )
+        visit = result.visit
+        of_node = {block: ref for block, ref in refs.items() if visit.on_node(block)}
+        of_server = {block: ref for block, ref in refs.items() if block not in of_node}
+        self._supply.commit(visit, of_node, result.parcel_bytes, machines=machines, origin=origin)
+        self._supply.commit_at_driver(visit.number, of_server, machine=self._engine.machine)
         await self._recorder.visit(result.record, refs, anchors=anchors, wholes=wholes)

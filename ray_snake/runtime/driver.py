@@ -263,7 +263,9 @@ class Driver:
             task=task,
             report=report,
             refs=refs,
-            moved=supply.returned(visit, deliveries),
+            moved=supply.returned(
+                visit, deliveries, report, crosses=handle.machine != self._engine.machine
+            ),
             machine=handle.machine,
             seconds=time.monotonic() - started,
         )
@@ -285,6 +287,7 @@ class Driver:
             anchors=self._supply_or_fail().anchors(visit),
             learning_rate=self._strategy.learning_rate(visit),
             seed=derive_seed(self._config.seed, "visit", visit.number),
+            back=self._supply_or_fail().back(visit),
         )
 
     async def _watch(
@@ -336,6 +339,7 @@ class Driver:
             reason=verdict.reason if isinstance(verdict, Refuse) else "",
             bytes_pulled=state.moved.bytes_pulled,
             bytes_returned=sum(report.pop("parcel_bytes")),
+            exchanged_bytes=state.moved.exchanged_bytes,
             transfers=state.moved.transfers,
             **report,
             seconds=state.seconds,

@@ -15,7 +15,7 @@ from ray_snake.planning.strategy import Strategy
 from ray_snake.runtime.actors import AnyRef
 from ray_snake.runtime.driver import Driver
 from ray_snake.runtime.events import Event
-from ray_snake.runtime.launch import RayEngine, RayNodeLauncher
+from ray_snake.runtime.launch import RayEngine, RayNodeLauncher, RayServer
 from ray_snake.runtime.messages import BlockTable, NodeSpec
 from ray_snake.runtime.meter import RayMeter
 from ray_snake.runtime.roster import Roster, group_nodes
@@ -101,7 +101,8 @@ def make_driver(
 ) -> Driver:
     """Return a driver whose handles are Ray actors."""
     names = tuple(spec.name for spec in specs)
-    launcher = RayNodeLauncher(specs, recipe, config.nodes, gpus_per_actor)
+    server = RayServer(recipe, config.baseline.server_gpus)
+    launcher = RayNodeLauncher(specs, recipe, config.nodes, gpus_per_actor, server)
     roster = Roster(
         names=names,
         groups=group_nodes(len(specs), config.nodes.nodes_per_actor),

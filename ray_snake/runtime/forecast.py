@@ -124,7 +124,8 @@ class _Shipping:
             anchors = self._anchors.at(visit, ledger.versions)
             ledger.anchor(anchors)
             self._anchors.advance(visit, anchors)
-        lacking = ledger.lacks(node, ledger.needs(visit.trained))
+        needed = [one for one in ledger.needs(visit.trained) if visit.on_node(one[0])]
+        lacking = ledger.lacks(node, needed)
         sources = [ledger.source(node, machine, *one) for one in lacking]
         parcels = [one for one in sources if one is not None]
         parcels += ledger.differences(visit.trained)

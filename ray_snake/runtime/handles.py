@@ -33,13 +33,17 @@ class NodeHandle(Protocol):
     ) -> tuple[VisitReport, Mapping[int, Ref]]:
         """Train; return the report and the refs of the trained blocks as they travel.
 
+        Of a visit with a cut, the node has the server train the blocks from there on; their refs,
+        at the driver's side, come back with the node's.
+
         Args:
             task: What to do.
             deliveries: The block versions that the node lacks; differences of trained blocks only.
 
         Raises:
             ProcessLostError: If the node died on the way.
-            BlocksLostError: If a block could not be pulled any more.
+            BlocksLostError: If a block could not be pulled any more, or the server died with what
+                it had trained.
             SnakeError: If the visit can't be done at all.
         """
 

@@ -56,17 +56,19 @@ class StartRecord(Record):
 
 
 class Transfer(Record):
-    """A block that went from one machine to another.
+    """A block that went from one machine to another, or what a visit's batches exchanged.
 
     Attributes:
         source: The node that made it, or `driver`: the driver's side.
         target: The node that pulled it, or `driver`.
         bytes: Bytes of its arrays as they travelled.
+        objects: In how many objects they went.
     """
 
     source: str
     target: str
     bytes: int
+    objects: int = 1
 
 
 class VisitRecord(Record):
@@ -93,6 +95,8 @@ class VisitRecord(Record):
         bytes_pulled: Bytes of the block versions that the node lacked, as they travel; to a node
             that is alone on its machine.
         bytes_returned: Bytes of the block versions that it returned, as they travel.
+        exchanged_bytes: With a cut, what the node and the server exchanged: every batch's
+            activations, labels and gradients, and the node's label counts.
         transfers: What went between machines for it: to the node, and from it to the driver's side.
         pull_seconds: Getting those blocks and loading them into the network.
         train_seconds: From the first batch, of the prefix or else of training, to the last step.
@@ -123,6 +127,7 @@ class VisitRecord(Record):
     update_norm: float | None = None
     bytes_pulled: int
     bytes_returned: int
+    exchanged_bytes: int = 0
     transfers: tuple[Transfer, ...] = ()
     pull_seconds: float
     train_seconds: float
@@ -131,6 +136,16 @@ class VisitRecord(Record):
     blocks: tuple[BlockRecord, ...] = ()
     averaged: bool = False
     ends_round: bool = False
+
+    @property
+    def bytes_moved(self) -> int:
+        """What moved for it, as if every node were alone on its machine, each block once.
+
+        What the node pulled, what it returned to be averaged (else it counts where the next node
+        pulls it), and what it exchanged with a server.
+        """
+        returned = self.bytes_returned if self.averaged else 0
+        return self.bytes_pulled + returned + self.exchanged_bytes
 
 
 class EvaluationRecord(Record):

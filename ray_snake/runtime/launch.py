@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -25,6 +26,7 @@ from ray_snake.runtime.actors import (
     BlockRef,
     SnakeEngine,
     SnakeNode,
+    SnakeServer,
     first_line,
     visit_failure,
 )
@@ -32,11 +34,13 @@ from ray_snake.runtime.cluster import host_machines
 from ray_snake.runtime.handles import BlocksLostError, ProcessLostError, StartedNode
 from ray_snake.runtime.journal import BlockRecord
 from ray_snake.runtime.messages import (
+    BackReport,
     Delivery,
     EvaluationReport,
     NodeSpec,
     VisitReport,
     VisitTask,
+    with_back,
 )
 from ray_snake.runtime.meter import machine_name
 from ray_snake.storage import Storage
@@ -118,7 +122,53 @@ async def _answer(call: Awaitable[Answer], who: str) -> Answer:
             raise cause from error
         if isinstance(cause, (ObjectLostError, GetTimeoutError)):
             raise BlocksLostError(f"{who} could not get a block ({first_line(cause)})") from None
+        if isinstance(cause, BlocksLostError):
+            raise BlocksLostError(str(cause)) from None
         raise visit_failure(who, cause) from error
+
+
+class RayServer:
+    """The split server in its actor, beside the driver: started when a visit first needs it.
+
+    Args:
+        recipe: Ref of the recipe.
+        gpus: Its GPU share.
+    """
+
+    def __init__(self, recipe: AnyRef, gpus: float) -> None:
+        self._recipe = recipe
+        self._actor_class = actor_class(
+            SnakeServer,
+            num_cpus=0,
+            num_gpus=gpus,
+            max_restarts=0,
+            max_task_retries=0,
+            scheduling_strategy=here(),
+        )
+        self._actor: Any = None
+
+    async def actor(self) -> Any:  # noqa: ANN401 - actor handle
+        """Return the actor once it is up, a new one if it had died."""
+        if self._actor is not None:
+            with contextlib.suppress(ProcessLostError):
+                await _answer(self._actor.ping.remote(), "the split server")
+                return self._actor
+        self._actor = self._actor_class.remote(self._recipe)
+        return self._actor
+
+    async def close(self, task: VisitTask) -> tuple[BackReport, dict[int, BlockRef]]:
+        """End a visit; the blocks stay in this machine's store, only their refs come back.
+
+        Raises:
+            BlocksLostError: If the server died, and with it what it had trained.
+        """
+        blocks = [block for block in task.visit.trained if not task.visit.on_node(block)]
+        report, *refs = _several(self._actor.close, 1 + len(blocks), task)
+        try:
+            answer: BackReport = await _answer(report, "the split server")
+        except ProcessLostError as error:
+            raise BlocksLostError(str(error)) from None
+        return answer, dict(zip(blocks, refs, strict=True))
 
 
 class RayNode:
@@ -129,6 +179,7 @@ class RayNode:
         machine: Ray's id of its machine.
         node: The node's number.
         name: Its name, for errors.
+        server: The server of visits with a cut.
     """
 
     def __init__(
@@ -138,8 +189,10 @@ class RayNode:
         machine: str,
         node: int,
         name: str,
+        server: RayServer,
     ) -> None:
         self.machine = machine
+        self._server = server
         self._actor = actor
         self._node = node
         self._name = f"node {name}"
@@ -148,12 +201,24 @@ class RayNode:
         self, task: VisitTask, deliveries: Sequence[Delivery]
     ) -> tuple[VisitReport, dict[int, BlockRef]]:
         """Train; the blocks stay where they were trained, only their refs come back."""
-        trained = task.visit.trained
-        report, *refs = self._actor.visit.options(num_returns=1 + len(trained)).remote(
-            self._node, task, list(deliveries)
+        if task.visit.cut is None:
+            return await self._train(task, deliveries, server=None)
+        report, refs = await self._train(task, deliveries, server=await self._server.actor())
+        back, others = await self._server.close(task)
+        return with_back(report, back), {**refs, **others}
+
+    async def _train(
+        self,
+        task: VisitTask,
+        deliveries: Sequence[Delivery],
+        server: Any,  # noqa: ANN401 - actor handle
+    ) -> tuple[VisitReport, dict[int, BlockRef]]:
+        blocks = [block for block in task.visit.trained if task.visit.on_node(block)]
+        report, *refs = self._actor.visit.options(num_returns=1 + len(blocks)).remote(
+            self._node, task, list(deliveries), server
         )
         answer: VisitReport = await _answer(report, f"{self._name} on visit {task.visit.number}")
-        return answer, dict(zip(trained, refs, strict=True))
+        return answer, dict(zip(blocks, refs, strict=True))
 
     async def fetch(self, deliveries: Sequence[Delivery]) -> list[BlockRef]:
         """Have block versions pulled ahead of a visit."""
@@ -192,6 +257,7 @@ class RayNodeLauncher:
         recipe: Ref of the recipe.
         nodes: What an actor asks for.
         gpus: Its GPU share.
+        server: The server of visits with a cut.
     """
 
     def __init__(
@@ -200,12 +266,14 @@ class RayNodeLauncher:
         recipe: AnyRef,
         nodes: NodesConfig,
         gpus: float,
+        server: RayServer,
     ) -> None:
         self._specs = specs
         self._recipe = recipe
         self._actor_class = actor_class(SnakeNode, **node_options(nodes, gpus))
         self._nodes = nodes
         self._gpus = gpus
+        self._server = server
         self._actors: dict[tuple[int, ...], Any] = {}
         self._machines: dict[tuple[int, ...], str] = {}
 
@@ -227,6 +295,7 @@ class RayNodeLauncher:
                     machine=machine,
                     node=node,
                     name=names[node],
+                    server=self._server,
                 ),
                 samples=samples[node],
             )

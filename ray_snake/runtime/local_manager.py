@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, replace
 
 import torch
 from torch import Tensor
 
 from ray_snake.data import NodeDataset
+from ray_snake.engine.split import Exchange, train_front
 from ray_snake.engine.stack import BlockStack
-from ray_snake.engine.visit import VisitControl, train_visit
+from ray_snake.engine.visit import VisitControl, VisitOutcome, train_visit
 from ray_snake.layers.codec import decode, encode
-from ray_snake.layers.state import BlockDelta, LayerState
+from ray_snake.layers.state import Array, BlockDelta, LayerState
 from ray_snake.layers.tensors import pack, unpack
+from ray_snake.planning.strategy import check_may_share
 from ray_snake.runtime.messages import NodeSpec, VisitReport, VisitTask
 from ray_snake.runtime.recipe import Recipe
+
+Connect = Callable[[Array | None], Exchange]
+"""Begins a visit at the server with the node's label counts (classes,), none without classes."""
 
 
 class LocalManager:
@@ -41,9 +46,10 @@ class LocalManager:
         self._held: dict[tuple[int, int], LayerState] = {}
         self._shard = NodeDataset.open(spec.source)
         self._shard.check(spec.classes)
-        self._objective = recipe.objective(
+        self._label_counts = (
             None if spec.classes is None else self._shard.label_counts(spec.classes)
         )
+        self._objective = recipe.objective(self._label_counts)
 
     @property
     def samples(self) -> int:
@@ -56,6 +62,7 @@ class LocalManager:
         pulled: Iterable[LayerState | BlockDelta],
         pull_seconds: float,
         control: VisitControl,
+        connect: Connect | None = None,
     ) -> tuple[VisitReport, list[LayerState | BlockDelta]]:
         """Train the visit's blocks; return what happened and their new versions as they travel.
 
@@ -64,6 +71,10 @@ class LocalManager:
             pulled: What this node lacked: whole versions, and trained blocks' differences.
             pull_seconds: How long getting all that took.
             control: For progress and stopping.
+            connect: Reaches the server of a visit with a cut.
+
+        Raises:
+            ConfigError: If the visit has a cut and the settings don't let activations leave.
         """
         started = time.perf_counter()
         deltas = {}
@@ -74,23 +85,13 @@ class LocalManager:
                 self.hold(one)
         self._load(task, deltas)
         load_seconds = time.perf_counter() - started
-        config = self._recipe.config
         try:
-            outcome = train_visit(
-                self._stack,
-                self._shard,
-                trained=task.visit.trained,
-                learning_rate=task.learning_rate,
-                seed=task.seed,
-                training=config.training,
-                objective=self._objective,
-                proximal=config.loss.proximal,
-                # The decision needs it only then; otherwise it is taken behind the next visit.
-                measure_update=config.acceptance.max_update_norm is not None,
-                device=self._device,
-                control=control,
-            )
-            trained = {block: self._stack.tensors(block) for block in task.visit.trained}
+            outcome = self._train(task, control, connect)
+            trained = {
+                block: self._stack.tensors(block)
+                for block in task.visit.trained
+                if task.visit.on_node(block)
+            }
         finally:
             self._unload()
         parcels = [self._parcel(task, block, tensors) for block, tensors in trained.items()]
@@ -104,6 +105,45 @@ class LocalManager:
             pull_seconds=pull_seconds + load_seconds,
         )
         return report, parcels
+
+    def _train(
+        self, task: VisitTask, control: VisitControl, connect: Connect | None
+    ) -> VisitOutcome:
+        config = self._recipe.config
+        # The decision needs the norm only then; otherwise it is taken behind the next visit.
+        measure_update = config.acceptance.max_update_norm is not None
+        if task.visit.cut is None:
+            return train_visit(
+                self._stack,
+                self._shard,
+                trained=task.visit.trained,
+                learning_rate=task.learning_rate,
+                seed=task.seed,
+                training=config.training,
+                objective=self._objective,
+                proximal=config.loss.proximal,
+                measure_update=measure_update,
+                device=self._device,
+                control=control,
+            )
+        # Whatever strategy planned it: nothing leaves that the settings don't name.
+        check_may_share(config)
+        if connect is None:
+            raise RuntimeError(f"visit {task.visit.number} has a cut, and there is no server")
+        outcome = train_front(
+            self._stack,
+            self._shard,
+            cut=task.visit.cut,
+            exchange=connect(self._label_counts),
+            learning_rate=task.learning_rate,
+            seed=task.seed,
+            training=config.training,
+            measure_update=measure_update,
+            device=self._device,
+            control=control,
+        )
+        counted = 0 if self._label_counts is None else self._label_counts.nbytes
+        return replace(outcome, sent_bytes=outcome.sent_bytes + counted)
 
     def hold(self, state: LayerState) -> None:
         """Keep a whole block version for visits to come."""
@@ -137,6 +177,8 @@ class LocalManager:
 
     def _load(self, task: VisitTask, deltas: Mapping[int, BlockDelta]) -> None:
         for block, version in enumerate(task.versions):
+            if not task.visit.on_node(block):
+                continue
             # A difference is only sent for a block that this visit trains: what it is decoded to
             # is the node's own.
             delta = deltas.get(block)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ray_snake.data import ShardSource
@@ -74,6 +75,7 @@ class VisitTask:
             none: trained blocks travel whole.
         learning_rate: Of every step.
         seed: Of every draw.
+        back: The blocks from the visit's cut on, for the server to pull; empty without a cut.
     """
 
     visit: Visit
@@ -81,13 +83,15 @@ class VisitTask:
     anchors: tuple[int, ...] | None
     learning_rate: float
     seed: int
+    back: tuple[Delivery, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class VisitReport:
     """Scalars that leave the node with the trained blocks; see `VisitRecord` for their meaning.
 
-    `parcel_bytes` are those of each trained block as it travels, ascending by block.
+    `parcel_bytes` are those of each block that the node trained as it travels, ascending by block;
+    `sent_bytes` and `received_bytes` what it exchanged with the server of a visit with a cut.
     """
 
     samples: int
@@ -100,6 +104,24 @@ class VisitReport:
     parcel_bytes: tuple[int, ...]
     pull_seconds: float
     train_seconds: float
+    sent_bytes: int = 0
+    received_bytes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackReport:
+    """What the server of a visit with a cut says of its side; see `VisitReport`."""
+
+    finite: bool
+    update_norm: float | None
+
+
+def with_back(report: VisitReport, back: BackReport) -> VisitReport:
+    """Return what a node reports of a visit with what the server says of its side."""
+    change = None
+    if report.update_norm is not None and back.update_norm is not None:
+        change = math.hypot(report.update_norm, back.update_norm)
+    return replace(report, finite=report.finite and back.finite, update_norm=change)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -160,7 +160,9 @@ class Recorder:
         return wholes
 
     def _note_expected(self, record: VisitRecord) -> None:
-        self._expected += sum(one.bytes for one in record.transfers if one.bytes > UNCOUNTED_BYTES)
+        self._expected += sum(
+            one.bytes for one in record.transfers if one.bytes > UNCOUNTED_BYTES * one.objects
+        )
 
     def _keep(self, visit: int, refs: Mapping[int, Ref], wholes: Mapping[int, Ref]) -> None:
         for block, ref in wholes.items():

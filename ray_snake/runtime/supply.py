@@ -17,20 +17,22 @@ from ray_snake.runtime.handles import (
     Ref,
 )
 from ray_snake.runtime.journal import DRIVER, Transfer
-from ray_snake.runtime.messages import Delivery
+from ray_snake.runtime.messages import Delivery, VisitReport
 from ray_snake.runtime.roster import Roster
 
 
 @dataclass(frozen=True, kw_only=True)
 class Moved:
-    """What moved to a node for a visit, what was fetched ahead included.
+    """What moved to a node for a visit, what was fetched ahead included, and during it.
 
     Attributes:
         bytes_pulled: Bytes to a node that is alone on its machine.
+        exchanged_bytes: Bytes that node and server exchanged; 0 without a cut.
         transfers: What went between machines: nothing that the node's machine had already.
     """
 
     bytes_pulled: int
+    exchanged_bytes: int
     transfers: tuple[Transfer, ...]
 
 
@@ -97,7 +99,7 @@ class Supply:
         if anchors is not None:
             self._ledger.anchor(anchors)
         node = visit.node
-        needed = self._ledger.needs(visit.trained)
+        needed = self._needs(visit)
         await self._fetch(node, handle, self._ledger.lacks(node, needed), decoded_only=True)
         parcels = [
             await self._source(node, handle, one) for one in self._ledger.lacks(node, needed)
@@ -107,6 +109,17 @@ class Supply:
             self._count(node, handle, parcel)
         return tuple(_delivery(one) for one in parcels)
 
+    def back(self, visit: Visit) -> tuple[Delivery, ...]:
+        """Return the blocks of a visit that its server is sent: those that its node has not.
+
+        They never leave the driver's side, so nothing is counted.
+        """
+        return tuple(
+            _delivery(self._ledger.whole(block))
+            for block in visit.trained
+            if not visit.on_node(block)
+        )
+
     def fetch_ahead(self, running: Visit, following: Visit | None) -> None:
         """While a visit runs, have the next one's node fetch what the running one can't change."""
         if following is None or following.node == running.node:
@@ -115,7 +128,7 @@ class Supply:
         if handle is None:
             return
         anchors = self.anchors(following)
-        lacking = self._ledger.lacks(following.node, self._ledger.needs(following.trained, anchors))
+        lacking = self._ledger.lacks(following.node, self._needs(following, anchors))
         # Within a trip anchors stay, so a block that both train is encoded against the same one.
         kept = set(following.trained) if anchors and following.trip == running.trip else set()
         changing = set(running.trained) - kept
@@ -127,14 +140,27 @@ class Supply:
             )
         )
 
-    def returned(self, visit: Visit, deliveries: Sequence[Delivery]) -> Moved:
-        """Note that a visit came back: its node holds what it was sent whole."""
+    def returned(
+        self, visit: Visit, deliveries: Sequence[Delivery], report: VisitReport, *, crosses: bool
+    ) -> Moved:
+        """Note that a visit came back: its node holds what it was sent whole.
+
+        Args:
+            visit: The visit.
+            deliveries: What its node was sent.
+            report: What its node reports.
+            crosses: Whether the node is on another machine than the driver's side.
+        """
         whole = [(one.block, one.version) for one in deliveries if one.base is None]
         self._hold(visit.node, whole)
         self._ledger.let_go(visit.node, self._ledger.used(visit.trained))
         return Moved(
             bytes_pulled=self._bytes_pulled.pop(visit.node, 0),
-            transfers=tuple(self._transfers.pop(visit.node, ())),
+            exchanged_bytes=report.sent_bytes + report.received_bytes,
+            transfers=(
+                *self._transfers.pop(visit.node, ()),
+                *(_exchange(self._names[visit.node], report) if crosses else ()),
+            ),
         )
 
     def decided(self, visit: Visit, anchors: tuple[int, ...] | None) -> None:
@@ -177,19 +203,19 @@ class Supply:
         self.decided(visit, anchors)
         self._release(self._ledger.commit(visit.number, parcels))
 
-    def commit_round(self, last: Visit, refs: Mapping[int, Ref], *, machine: str) -> None:
-        """Make the averages of a round current: whole blocks at the driver's side.
+    def commit_at_driver(self, version: int, refs: Mapping[int, Ref], *, machine: str) -> None:
+        """Make whole blocks current that come from the driver's side: averages, or a server's.
 
         Args:
-            last: The round's last visit, whose number is their version.
+            version: Their version.
             refs: Where they are pulled from, by block.
             machine: The driver's machine.
         """
         parcels = {
-            block: self._whole(block, last.number, ref, machine=machine, origin=DRIVER, nodes=())
+            block: self._whole(block, version, ref, machine=machine, origin=DRIVER, nodes=())
             for block, ref in refs.items()
         }
-        self._release(self._ledger.commit(last.number, parcels))
+        self._release(self._ledger.commit(version, parcels))
 
     def add_whole(self, block: int, version: int, ref: Ref, *, machine: str) -> None:
         """Note that a version is at the driver's side whole."""
@@ -265,6 +291,10 @@ class Supply:
                 Transfer(source=parcel.origin, target=self._names[node], bytes=crossing)
             )
 
+    def _needs(self, visit: Visit, anchors: tuple[int, ...] | None = None) -> list[BlockVersion]:
+        needed = self._ledger.needs(visit.trained, anchors)
+        return [one for one in needed if visit.on_node(one[0])]
+
     def _hold(self, node: int, versions: Iterable[BlockVersion]) -> None:
         self._release(self._ledger.holds(node, versions))
 
@@ -292,3 +322,13 @@ class Supply:
 
 def _delivery(parcel: Parcel[Ref]) -> Delivery:
     return Delivery(block=parcel.block, version=parcel.version, base=parcel.base, ref=parcel.ref)
+
+
+def _exchange(node: str, report: VisitReport) -> tuple[Transfer, ...]:
+    """Return what went between a node and the server; one object each way for every batch."""
+    both = ((node, DRIVER, report.sent_bytes), (DRIVER, node, report.received_bytes))
+    return tuple(
+        Transfer(source=source, target=target, bytes=size, objects=report.steps)
+        for source, target, size in both
+        if size
+    )

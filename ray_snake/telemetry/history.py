@@ -27,6 +27,7 @@ HISTORY_SCHEMA: pa.Schema = pa.schema(
         _column("span_stop", pa.int64(), "The block after the span's last."),
         _column("learning_rate", pa.float64(), "The visit's learning rate."),
         _column("accepted", pa.bool_(), "Whether its result became part of the model."),
+        _column("averaged", pa.bool_(), "Whether it was averaged with its trip's others."),
         _column("reason", pa.string(), "Why it was refused; empty for an accepted visit."),
         _column("samples", pa.int64(), "Samples seen by the optimizer.", "samples"),
         _column("steps", pa.int64(), "Optimizer steps.", "steps"),
@@ -52,6 +53,13 @@ HISTORY_SCHEMA: pa.Schema = pa.schema(
             "bytes",
         ),
         _column("bytes_returned", pa.int64(), "Block versions that it returned.", "bytes"),
+        _column(
+            "exchanged_bytes",
+            pa.int64(),
+            "Activations, labels and gradients that it exchanged with the server of split "
+            "learning; else 0.",
+            "bytes",
+        ),
         _column(
             "network_bytes",
             pa.int64(),

@@ -146,7 +146,7 @@ class ConsoleProgress:
         self._under_way.pop(record.visit, None)
         self._trip, self._step = record.trip, ""
         self._last_visit = max(self._last_visit, record.visit)
-        self._bytes_moved += record.bytes_pulled
+        self._bytes_moved += record.bytes_moved
         self._seconds.append(record.seconds)
         visit = (
             f"trip {self._of(record.trip, 'trips')}  visit {self._of(record.visit, 'visits')}  "

@@ -28,8 +28,10 @@ def run_summary(run: str, records: Iterable[JournalRecord], weights_sha256: str)
         - `refused`: refused visits;
         - `bytes_moved`: bytes of all blocks that nodes pulled, for refused visits too, as if each
           node were alone on its machine. What a node returns is counted once: where the next node
-          pulls it, or where it goes to be averaged;
-        - `nodes`: by node name, `visits`, `bytes_pulled` and `bytes_returned` in the same way;
+          pulls it, or where it goes to be averaged. With split learning, what nodes exchanged with
+          the server besides;
+        - `nodes`: by node name, `visits`, `bytes_pulled`, `bytes_returned` and `exchanged_bytes` in
+          the same way;
         - `network`: what went between machines: `predicted` by the ledger and `measured` by the
           object managers (none where nobody counted), in all and by the receiving one of
           `machines`; and `links`, the predicted bytes from node to node;
@@ -56,21 +58,18 @@ def run_summary(run: str, records: Iterable[JournalRecord], weights_sha256: str)
 
 def _nodes(visits: Iterable[VisitRecord]) -> dict[str, dict[str, int]]:
     nodes: dict[str, dict[str, int]] = {}
+    counted = ("bytes_pulled", "bytes_returned", "exchanged_bytes")
     for visit in visits:
-        own = nodes.setdefault(
-            visit.node_name, {"visits": 0, "bytes_pulled": 0, "bytes_returned": 0}
-        )
+        own = nodes.setdefault(visit.node_name, dict.fromkeys(("visits", *counted), 0))
         own["visits"] += 1
-        own["bytes_pulled"] += visit.bytes_pulled
-        own["bytes_returned"] += visit.bytes_returned
+        for name in counted:
+            own[name] += getattr(visit, name)
     return nodes
 
 
 def bytes_moved(visits: Iterable[VisitRecord]) -> int:
-    """Return the bytes of all blocks that nodes pulled, or returned to be averaged."""
-    return sum(
-        visit.bytes_pulled + (visit.bytes_returned if visit.averaged else 0) for visit in visits
-    )
+    """Return the bytes of all that moved for these visits: see `VisitRecord.bytes_moved`."""
+    return sum(visit.bytes_moved for visit in visits)
 
 
 def busy_seconds(records: Iterable[VisitRecord | EvaluationRecord]) -> float:

@@ -36,7 +36,8 @@ class EventFile:
     """The TensorBoard events of one run.
 
     A visit is a step: `loss/train`, `accuracy/train`, `learning_rate`, `update_norm`, `trip`,
-    `visits/refused` (so far), `bytes/pulled`, `bytes/returned`, `bytes/total` (pulled so far),
+    `visits/refused` (so far), `bytes/pulled`, `bytes/returned`, `bytes/exchanged`,
+    `bytes/total` (all that moved so far, each block once),
     `seconds/visit`, `seconds/pull`, `seconds/train`; and, from evaluations, `loss/test`,
     `accuracy/test`, `seconds/evaluation`. Where there are several machines, `network/predicted`
     and `network/measured` are what went between them so far, `network/to/MACHINE` what one of them
@@ -72,7 +73,7 @@ class EventFile:
         """Take the journal's next record; it is stored by the next `flush`."""
         self._traffic.add(record)
         if isinstance(record, VisitRecord):
-            self._bytes_total += record.bytes_pulled
+            self._bytes_total += record.bytes_moved
             self._refused += not record.accepted
         if self._added >= self._stored and not isinstance(record, StartRecord):
             self._pending.append(self._event(record))
@@ -138,6 +139,7 @@ class EventFile:
             "visits/refused": self._refused,
             "bytes/pulled": record.bytes_pulled,
             "bytes/returned": record.bytes_returned,
+            "bytes/exchanged": record.exchanged_bytes,
             "bytes/total": self._bytes_total,
             "seconds/visit": record.seconds,
             "seconds/pull": record.pull_seconds,

@@ -1,5 +1,7 @@
 """What each rival plans: who trains which blocks, and what is averaged."""
 
+from dataclasses import replace
+
 import pytest
 
 from ray_snake.config import SnakeConfig
@@ -74,3 +76,54 @@ def test_what_is_no_strategy_is_refused():
 def test_what_can_not_be_imported_is_refused():
     with pytest.raises(ConfigError, match=r"^strategy: 'nowhere:Thing' can't be imported \(Mod"):
         plan("nowhere:Thing")
+
+
+SPLIT = {"baseline": {"cut": 2, "shares_activations": True}, "loss": {"distillation": 0.0}}
+
+
+def test_split_learning_trains_everything_in_turn_with_the_back_at_the_drivers_side():
+    visits = plan("split", **SPLIT)
+    assert {one.trained for one in visits} == {tuple(range(BLOCKS))}
+    assert {tuple(map(one.on_node, range(BLOCKS))) for one in visits} == {
+        (True, True, False, False, False, False)
+    }
+    assert not any(one.averaged for one in visits)
+    assert [one.node for one in visits[:8]] == [0, 1, 2, 3, 3, 2, 1, 0]
+
+
+def test_splitfed_is_split_learning_whose_visits_are_averaged():
+    assert plan("splitfed", **SPLIT) == [
+        replace(one, averaged=True) for one in plan("split", **SPLIT)
+    ]
+
+
+@pytest.mark.parametrize("name", ["split", "splitfed"])
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        (
+            {"baseline": {}},
+            "baseline.shares_activations: is false, .* activations at the cut and the label of "
+            "every row, .* leave their node",
+        ),
+        (
+            {"baseline": {"shares_activations": True, "cut": BLOCKS}},
+            "baseline.cut: 6 blocks on the node .* of the network's 6; .* from 1 to 5",
+        ),
+        ({"loss": {"distillation": 0.3}}, "loss.distillation: 0.3 compares with a whole network"),
+        (
+            {"loss": {"distillation": 0.0, "proximal": 0.1}},
+            "loss.proximal: 0.1 compares with a whole network",
+        ),
+        ({"codec": {"name": "int8"}}, "codec.name: 'int8' is for blocks that"),
+    ],
+)
+def test_split_strategies_refuse_in_one_line_what_they_can_not_do(name, sections, message):
+    with pytest.raises(ConfigError, match=f"^{message}") as caught:
+        plan(name, **{**SPLIT, **sections})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_cut_of_nothing_is_no_setting():
+    with pytest.raises(ConfigError, match=r"^baseline\.cut"):
+        plan("split", **{**SPLIT, "baseline": {"shares_activations": True, "cut": 0}})

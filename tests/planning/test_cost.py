@@ -1,5 +1,7 @@
 """What a visit is predicted to cost."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,6 +21,8 @@ BLOCKS = [
     )
     for index in range(4)
 ]
+
+NO_TEACHER = LossConfig(distillation=0.0)
 
 
 def visit(start: int, stop: int) -> Visit:
@@ -78,3 +82,16 @@ def test_frozen_weights_are_shared_and_trained_ones_are_not():
 @given(rows=st.integers(1, 500), steps=st.integers(1, 50))
 def test_steps_in_place_of_epochs_never_predict_fewer_samples_than_steps(rows, steps):
     assert predict(0, 2, rows=rows, steps=steps).samples >= steps
+
+
+def test_of_a_network_that_is_cut_the_node_holds_the_front_alone():
+    settings = TrainingConfig(batch_size=32)
+    whole = replace(visit(0, 4), cut=None)
+    front, alone = (
+        predict_visit(one, BLOCKS, rows=64, steps=2, training=settings, loss=NO_TEACHER)
+        for one in (replace(whole, cut=1), visit(0, 1))
+    )
+    assert front.private_bytes == alone.private_bytes - 32 * 3 * 100
+    assert front.shared_bytes == 0
+    everything = predict_visit(whole, BLOCKS, rows=64, steps=2, training=settings, loss=NO_TEACHER)
+    assert front.flops == everything.flops

@@ -21,6 +21,8 @@ from ray_snake.runtime.roster import Roster, group_nodes
 
 BLOCK_BYTES = 10
 DELTA_BYTES = 3
+SENT_BYTES = 7
+RECEIVED_BYTES = 5
 DEADLINE_SECONDS = 60.0
 
 GOOD_REPORT = VisitReport(
@@ -120,7 +122,10 @@ class FakeCluster:
 
 
 class FakeNode:
-    """A node that checks what a real one needs: exactly the versions that its task names."""
+    """A node that checks what a real one needs: exactly the versions that its task names.
+
+    Of a visit with a cut it has the front; the back comes with the task, as the server gets it.
+    """
 
     def __init__(self, cluster, number):
         self._cluster = cluster
@@ -137,6 +142,9 @@ class FakeNode:
         fault = await self._cluster.take_fault("visit", task.visit.number)
         assert task.visit.node == self._number
         inputs = {one.block: self._take(one) for one in deliveries}
+        assert all(task.visit.on_node(block) for block in inputs)
+        assert all(not task.visit.on_node(one.block) for one in task.back)
+        inputs |= {one.block: one.ref for one in task.back}
         trained = task.visit.trained
         for block, version in enumerate(task.versions):
             if (block, version) in self._held:
@@ -154,7 +162,10 @@ class FakeNode:
             if task.anchors is None or task.anchors[block] != task.versions[block]:
                 self._held.pop((block, task.versions[block]), None)
         size = BLOCK_BYTES if task.anchors is None else DELTA_BYTES
-        report = replace(GOOD_REPORT, parcel_bytes=(size,) * len(trained))
+        own = [block for block in trained if task.visit.on_node(block)]
+        report = replace(GOOD_REPORT, parcel_bytes=(size,) * len(own))
+        if task.visit.cut is not None:
+            report = replace(report, sent_bytes=SENT_BYTES, received_bytes=RECEIVED_BYTES)
         if fault is Fault.DIVERGES:
             report = replace(report, finite=False, update_norm=math.inf)
         version = task.visit.number

@@ -3,7 +3,7 @@
 import numpy as np
 from torch import nn
 
-from ray_snake.config import SnakeConfig, SnakeSection
+from ray_snake.config import BaselineConfig, LossConfig, SnakeConfig, SnakeSection
 from ray_snake.data import ShardSource
 from ray_snake.engine.stack import BlockStack
 from ray_snake.runtime.forecast import forecast
@@ -14,12 +14,13 @@ def build():
     return nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2))
 
 
-def predict(trips=2, **snake):
+def predict(trips=2, sections=None, **snake):
     shards = [(np.zeros((rows, 4), "float32"), np.arange(rows) % 2) for rows in (10, 20, 30)]
     stack = BlockStack.skeleton(build)
     nodes = check_shards(stack, [ShardSource.of(one, index=i) for i, one in enumerate(shards)])
     snake = SnakeSection(**{"span_width": 1, "trips": 6, **snake})
-    return stack, forecast(SnakeConfig(snake=snake), stack, nodes, trips=trips)
+    config = SnakeConfig(snake=snake, **(sections or {}))
+    return stack, forecast(config, stack, nodes, trips=trips)
 
 
 def test_the_first_trips_are_listed_and_the_whole_run_is_timed():
@@ -41,3 +42,14 @@ def test_visits_to_larger_shards_take_longer():
     _, found = predict()
     first_trip = sorted(found.visits[:3], key=lambda one: one.visit.node)
     assert first_trip[0].seconds < first_trip[1].seconds < first_trip[2].seconds
+
+
+def test_of_a_network_that_is_cut_nodes_pull_the_front():
+    sections = {
+        "strategy": "split",
+        "loss": LossConfig(distillation=0.0),
+        "baseline": BaselineConfig(cut=1, shares_activations=True),
+    }
+    stack, found = predict(sections=sections)
+    front = stack.block_bytes()[0]
+    assert [one.bytes_pulled for one in found.visits] == [front, front, front, 0, front, front]

@@ -14,8 +14,18 @@ def test_summary_adds_up_the_journal(start_record, visit_record, evaluation_reco
         "refused": 0,
         "bytes_moved": 1024 * (1 + 2 + 3),
         "nodes": {
-            "clinic-0": {"visits": 1, "bytes_pulled": 2048, "bytes_returned": 512},
-            "clinic-1": {"visits": 2, "bytes_pulled": 4096, "bytes_returned": 1024},
+            "clinic-0": {
+                "visits": 1,
+                "bytes_pulled": 2048,
+                "bytes_returned": 512,
+                "exchanged_bytes": 0,
+            },
+            "clinic-1": {
+                "visits": 2,
+                "bytes_pulled": 4096,
+                "bytes_returned": 1024,
+                "exchanged_bytes": 0,
+            },
         },
         "network": {"predicted": 0, "measured": None, "links": [], "machines": {}},
         "seconds": 6.0,
@@ -59,3 +69,14 @@ def test_empty_journal_has_an_empty_summary():
     assert summary["metrics"] == {}
     assert summary["visits"] == summary["trips"] == summary["bytes_moved"] == 0
     assert summary["seconds"] == 0.0
+
+
+def test_what_moved_is_what_was_pulled_averaged_and_exchanged(visit_record):
+    visits = [
+        visit_record(1, averaged=True),
+        visit_record(2, averaged=True, accepted=False, exchanged_bytes=7),
+        visit_record(3, exchanged_bytes=5),
+    ]
+    summary = run_summary("run", visits, "")
+    assert summary["bytes_moved"] == 1024 * (1 + 2 + 3) + 2 * 512 + 7 + 5
+    assert summary["nodes"]["clinic-1"]["exchanged_bytes"] == 5

@@ -47,6 +47,7 @@ def test_scalars_are_read_back_with_steps_and_times(storage, visit_record, evalu
         "visits/refused",
         "bytes/pulled",
         "bytes/returned",
+        "bytes/exchanged",
         "bytes/total",
         "seconds/visit",
         "seconds/pull",

@@ -90,7 +90,7 @@ def test_the_rules_look_at_something():
     assert "torch" in top_level(PACKAGE / "runtime/recipe.py")
 
 
-@pytest.mark.parametrize("path", modules_of("planning"), ids=name_of)
+@pytest.mark.parametrize("path", [*modules_of("planning"), *modules_of("baselines")], ids=name_of)
 def test_planning_imports_neither_ray_nor_torch(path):
     assert not top_level(path) & {"ray", "torch"}
 
@@ -112,7 +112,8 @@ def test_the_drivers_side_imports_no_torch():
 
 def test_planning_and_the_drivers_side_bring_neither_ray_nor_torch_along():
     names = [
-        name_of(path.parent if path.stem == "__init__" else path) for path in modules_of("planning")
+        name_of(path.parent if path.stem == "__init__" else path)
+        for path in [*modules_of("planning"), *modules_of("baselines")]
     ]
     names += [f"ray_snake.runtime.{stem}" for stem in DRIVER_SIDE]
     names += ["ray_snake.runtime.shard_checks"]
@@ -130,8 +131,11 @@ def test_starting_the_driver_brings_no_torch_along():
 
 
 def test_packages_import_only_those_below_them():
+    # The settings are below everything.
     below = {
         "planning": {"planning"},
+        "baselines": {"baselines", "planning"},
+        "config": {"config"},
         "layers": {"layers"},
         "models": {"models"},
         "data": {"data"},
@@ -142,7 +146,7 @@ def test_packages_import_only_those_below_them():
     for package, allowed in below.items():
         for path in modules_of(package):
             own = {name.split(".")[1] for name in imports(path) if name.startswith("ray_snake.")}
-            assert own & set(PACKAGES) <= allowed, name_of(path)
+            assert own & set(PACKAGES) <= {*allowed, "config"}, name_of(path)
 
 
 def test_telemetry_reads_only_what_the_journal_and_events_say():

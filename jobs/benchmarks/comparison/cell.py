@@ -18,7 +18,7 @@ from ray_snake.engine.memory import peak_bytes
 from ray_snake.engine.objective import cross_entropy
 from ray_snake.engine.profile import profile_blocks
 from ray_snake.engine.stack import BlockStack
-from ray_snake.engine.visit import train_visit
+from ray_snake.engine.visit import BatchResult, train_visit
 from ray_snake.planning.cost import predict_visit
 from ray_snake.planning.strategy import make_strategy
 from ray_snake.runtime.journal import EvaluationRecord, VisitRecord, read_records
@@ -27,6 +27,7 @@ from ray_snake.storage import Storage
 from ray_snake.trainer import Result
 
 FLUCTUATION_TRIPS = 3
+NOTHING = BatchResult(samples=0, loss=0.0, right=0, judged=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,9 +144,8 @@ def _curve(result: Result) -> list[dict[str, Any]]:
     for record in read_records(Storage(result.run)):
         if isinstance(record, VisitRecord):
             samples += record.samples
-            bytes_moved += record.bytes_pulled
+            bytes_moved += record.bytes_moved
             if record.averaged:
-                bytes_moved += record.bytes_returned
                 round_steps.append(record.steps)
                 if record.ends_round:
                     # The nodes of a round train at the same time.

@@ -8,6 +8,7 @@ from typing import Any
 
 PLAIN = {"logit_adjustment": 0.0, "distillation": 0.0}
 ADJUSTED = {"logit_adjustment": 1.0, "distillation": 0.0}
+SHARED = {"shares_activations": True}
 KEPT = {"logit_adjustment": 1.0, "distillation": 0.1}
 
 
@@ -55,6 +56,10 @@ RIVALS = (
         settings={"strategy": "fedpart", "loss": ADJUSTED, "baseline": {"full_rounds": 2}},
     ),
     Variant(name="fedcybgd+la", settings={"strategy": "fedcybgd", "loss": ADJUSTED}),
+    Variant(name="split+la", settings={"strategy": "split", "loss": ADJUSTED, "baseline": SHARED}),
+    Variant(
+        name="splitfed+la", settings={"strategy": "splitfed", "loss": ADJUSTED, "baseline": SHARED}
+    ),
 )
 
 WITHOUT_WARM_UP = {

@@ -11,14 +11,14 @@ from ray_snake.config import (
     LossConfig,
     NodesConfig,
     PartitionConfig,
-    Section,
     SnakeConfig,
     SnakeSection,
     TrainingConfig,
 )
 from ray_snake.errors import ConfigError
+from ray_snake.settings_tree import Section
 
-SHIPPED = sorted(glob.glob(str(Path(__file__).parents[1] / "jobs/configs/*.toml")))
+SHIPPED = sorted(glob.glob(str(Path(__file__).parents[2] / "jobs/configs/*.toml")))
 SECTIONS = [
     name
     for name, field in SnakeConfig.model_fields.items()

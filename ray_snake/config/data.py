@@ -1,0 +1,112 @@
+"""What is trained on what: the network, the rows of each node, and those it is judged on."""
+
+from __future__ import annotations
+
+import glob
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from ray_snake.settings_tree import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    Numbers,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+    Texts,
+)
+
+
+class ModelConfig(Section):
+    """Which network is trained."""
+
+    name: str = Field(
+        default="cnn",
+        description="A registered model (mlp, cnn, vgg11, resnet18), or `package.module:function` "
+        "that returns a torch module, an `nn.Sequential`, or a list of blocks.",
+    )
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="Keyword arguments of the model's function."
+    )
+
+
+class PartitionConfig(Section):
+    """How one data set is split over the nodes when they all open the same file."""
+
+    scheme: Literal["iid", "dirichlet", "shards", "quantity"] = Field(
+        default="iid", description="How rows are dealt to nodes; see ray_snake.data.partition."
+    )
+    nodes: PositiveInt = Field(default=8, description="Number of nodes.")
+    alpha: PositiveFloat = Field(
+        default=0.5,
+        description="Concentration of `dirichlet` and `quantity`; smaller is more skew.",
+    )
+    shards_per_node: PositiveInt = Field(
+        default=2, description="Label-sorted pieces a node gets with scheme `shards`."
+    )
+    seed: NonNegativeInt = Field(default=0, description="Seed of the split alone.")
+
+
+class DataConfig(Section):
+    """What each node trains on. Only the node itself opens its shard."""
+
+    shards: str | Texts | None = Field(
+        default=None,
+        description="One Arrow or Parquet file per node: a list of paths or URIs, or one glob "
+        "pattern (local paths only), sorted by name.",
+    )
+    source: str | None = Field(
+        default=None,
+        description="Instead of shards: one file that every node can open and takes its own rows "
+        "of, as `partition` says. `builtin://digits/train` ships with the package.",
+    )
+    partition: PartitionConfig | None = Field(
+        default=None, description="How `source` is split over the nodes."
+    )
+    input: str = Field(default="input", description="Column of fixed-shape inputs.")
+    label: str = Field(default="label", description="Column of integer labels or float targets.")
+    mean: Numbers | None = Field(
+        default=None,
+        description="Per-channel mean taken off the inputs after scaling 8-bit ones to [0, 1]; "
+        "default: what the file's metadata says, else 0.",
+    )
+    std: Numbers | None = Field(
+        default=None, description="Per-channel standard deviation to divide by, likewise; else 1."
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataConfig:
+        if self.shards is not None and self.source is not None:
+            raise ValueError("shards and source are both set; keep one of them")
+        if self.partition is not None and self.source is None:
+            raise ValueError("partition splits data.source, which is not set; set data.source")
+        if self.source is not None and self.partition is None:
+            raise ValueError("source needs data.partition; set data.partition.nodes and .scheme")
+        return self
+
+    def shard_uris(self) -> tuple[str, ...]:
+        """Return the shard paths or URIs in node order, with a local glob pattern expanded."""
+        if self.shards is None:
+            return ()
+        if isinstance(self.shards, tuple):
+            return self.shards
+        if "://" in self.shards or not glob.has_magic(self.shards):
+            return (self.shards,)
+        return tuple(sorted(glob.glob(self.shards)))
+
+
+class EvaluationConfig(Section):
+    """How the model is judged, at the driver's side."""
+
+    data: str | None = Field(
+        default=None, description="Arrow or Parquet file of held-out rows; none: no evaluation."
+    )
+    every_visits: PositiveInt | None = Field(
+        default=None, description="Evaluate after so many visits; default: after every trip."
+    )
+    last_visits: NonNegativeInt = Field(
+        default=0, description="Evaluate after each of a run's last visits too, so many of them."
+    )
+    batch_size: PositiveInt = Field(default=256, description="Samples per evaluation batch.")
+    gpus: NonNegativeFloat = Field(default=0.0, description="GPU share of the evaluation.")

@@ -1,0 +1,133 @@
+"""How it is trained: the snake, a visit's training, its loss, and what only rivals have."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from ray_snake.settings_tree import (
+    Fraction,
+    Integers,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+    none_if_named,
+)
+
+
+class SnakeSection(Section):
+    """How the snake crawls: who trains what, when."""
+
+    order: str = Field(
+        default="span_major",
+        description="How spans and nodes are paired: `span_major`, `diagonal`, `random`, or one of "
+        "your own; see docs/extending.md.",
+    )
+    span_width: PositiveInt = Field(default=2, description="Blocks trained together.")
+    spans: Annotated[tuple[Integers, ...] | None, Field(strict=False, min_length=1)] = Field(
+        default=None,
+        description="The blocks of each span, such as `[[2, 3], [4, 5, 6]]`, in place of "
+        "`span_width`. A block of no span is trained in warm-up visits alone.",
+    )
+    trips_per_span: PositiveInt = Field(
+        default=1, description="Trips that `span_major` stays with a span before it moves on."
+    )
+    trips: PositiveInt = Field(default=12, description="How often the snake crosses all nodes.")
+    warmup_trips: NonNegativeInt = Field(
+        default=0, description="First trips in which nodes train the whole model, where they can."
+    )
+    warmup_nodes: Integers | None = Field(
+        default=None,
+        description="Numbers, from 0, of the nodes that can train the whole model; others train "
+        "spans from the start. None: all can.",
+    )
+    warmup_rate: PositiveFloat = Field(
+        default=1.0,
+        description="Factor of the learning rate where the whole model trains: it bears less.",
+    )
+    train_first: bool = Field(
+        default=False, description="Train the first block (basic features) in every visit too."
+    )
+    train_last: bool = Field(
+        default=True, description="Train the last block (decision boundary) in every visit too."
+    )
+
+    @model_validator(mode="after")
+    def _only_span_major_stays(self) -> SnakeSection:
+        if self.trips_per_span > 1 and self.order != "span_major":
+            raise ValueError(
+                f"trips_per_span {self.trips_per_span} goes with order span_major, not "
+                f"{self.order}; set it to 1"
+            )
+        return self
+
+
+class TrainingConfig(Section):
+    """How a node trains a span during one visit."""
+
+    optimizer: Literal["sgd", "adamw"] = Field(default="sgd", description="Local optimizer.")
+    learning_rate: PositiveFloat = Field(default=0.05, description="Peak learning rate.")
+    schedule: Literal["cosine", "constant"] = Field(
+        default="cosine",
+        description="Learning rate over trips (constant within a trip): `cosine` falls to 0.",
+    )
+    momentum: Fraction = Field(default=0.9, description="Momentum of sgd.")
+    weight_decay: NonNegativeFloat = Field(default=5e-4, description="Weight decay.")
+    batch_size: PositiveInt = Field(default=32, description="Samples per optimizer step.")
+    epochs: PositiveInt = Field(default=1, description="Passes over the shard in one visit.")
+    steps: PositiveInt | None = Field(
+        default=None, description="Optimizer steps in one visit; takes the place of epochs."
+    )
+    clip_norm: Annotated[PositiveFloat | None, BeforeValidator(none_if_named)] = Field(
+        default=5.0, description='Largest norm of a step\'s gradient; "none" switches clipping off.'
+    )
+    cache_bytes: NonNegativeInt = Field(
+        default=2**28,
+        description="Up to this size a visit's prefix outputs stay in memory; beyond it they go "
+        "to a memory-mapped temporary file.",
+    )
+
+
+class LossConfig(Section):
+    """What a visit minimises: (1-a) * task + a * distillation + mu/2 * |w - w0|^2."""
+
+    name: str = Field(
+        default="cross_entropy",
+        description="The task's own loss: `cross_entropy`, `mse`, or one of your own; see "
+        "docs/extending.md.",
+    )
+    logit_adjustment: NonNegativeFloat = Field(
+        default=1.0, description="Weight tau of the node's log label frequencies (classification)."
+    )
+    distillation: Fraction = Field(
+        default=0.3, description="Weight a of staying close to the model that arrived."
+    )
+    temperature: PositiveFloat = Field(default=2.0, description="Temperature T of distillation.")
+    proximal: NonNegativeFloat = Field(
+        default=0.0, description="Weight mu of the squared distance from the arriving weights."
+    )
+
+
+class BaselineConfig(Section):
+    """What only the snake's rivals have."""
+
+    full_rounds: NonNegativeInt = Field(
+        default=5, description="Rounds of the whole model before each cycle of `fedpart`."
+    )
+    cut: PositiveInt = Field(
+        default=2,
+        description="Blocks at the front of the network that nodes hold with `split` and "
+        "`splitfed`; a server at the driver's side holds the others.",
+    )
+    shares_activations: bool = Field(
+        default=False,
+        description="Let `split` and `splitfed` send the server each batch's activations at the "
+        "cut, its labels, and the node's label counts. They need it, and nothing else does: "
+        "otherwise none of that leaves a node.",
+    )
+    server_gpus: NonNegativeFloat = Field(
+        default=0.0, description="GPU share of the server of `split` and `splitfed`."
+    )

@@ -1,0 +1,139 @@
+"""`SnakeConfig`: all sections, read from TOML and written as a tree."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import (
+    Field,
+    ValidationError,
+)
+
+from ray_snake.config.cluster import (
+    AcceptanceConfig,
+    CodecConfig,
+    FailureConfig,
+    NodesConfig,
+    StorageConfig,
+    TransportConfig,
+)
+from ray_snake.config.data import DataConfig, EvaluationConfig, ModelConfig
+from ray_snake.config.method import BaselineConfig, LossConfig, SnakeSection, TrainingConfig
+from ray_snake.errors import ConfigError
+from ray_snake.settings_tree import (
+    NonNegativeInt,
+    Section,
+    apply_setting,
+    differences,
+    first_problem,
+)
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+class SnakeConfig(Section):
+    """All settings of a run.
+
+    Raises:
+        ConfigError: From `load` and `from_tree`, naming the key, its value and the remedy.
+        pydantic.ValidationError: From the constructor, for the same reasons.
+    """
+
+    seed: NonNegativeInt = Field(default=0, description="Every random draw derives from it.")
+    strategy: str = Field(
+        default="snake",
+        description="`snake`, or a rival: `fedavg`, `fedprox`, `fedpart`, `cyclic`, `fedcybgd`, "
+        "`split`, `splitfed`, `centralised`, `local`; or one of your own; see docs/extending.md.",
+    )
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    nodes: NodesConfig = NodesConfig()
+    snake: SnakeSection = SnakeSection()
+    training: TrainingConfig = TrainingConfig()
+    loss: LossConfig = LossConfig()
+    transport: TransportConfig = TransportConfig()
+    codec: CodecConfig = CodecConfig()
+    baseline: BaselineConfig = BaselineConfig()
+    acceptance: AcceptanceConfig = AcceptanceConfig()
+    failures: FailureConfig = FailureConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    storage: StorageConfig = StorageConfig()
+
+    # Sections whose values decide a run's weights; the others may change between resumes.
+    DECISIVE: ClassVar[tuple[str, ...]] = (
+        "seed",
+        "strategy",
+        "model",
+        "data",
+        "snake",
+        "training",
+        "loss",
+        "codec",
+        "baseline",
+        "acceptance",
+    )
+
+    @classmethod
+    def load(cls, path: str | Path, settings: Sequence[str] = ()) -> SnakeConfig:
+        """Read a TOML file and apply `section.key=value` settings on top.
+
+        Args:
+            path: The file.
+            settings: Each `section.key=value`; the value is TOML, or else taken as text.
+
+        Raises:
+            ConfigError: If the file can't be read or a key or value is refused.
+        """
+        file = Path(path)
+        try:
+            tree = tomllib.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ConfigError(str(file), "no such file", "give the path of a TOML file") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(str(file), f"can't be read ({error})", "check the file") from None
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(str(file), f"is not TOML ({error})", "correct that line") from None
+        return cls.from_tree(tree, settings)
+
+    @classmethod
+    def from_tree(cls, tree: Mapping[str, Any], settings: Sequence[str] = ()) -> SnakeConfig:
+        """Check a nested mapping, as TOML or JSON gives it, with settings applied on top.
+
+        Raises:
+            ConfigError: If a key or value is refused.
+        """
+        # TOML's dates and times are no setting's value: as text they are refused by key.
+        merged = json.loads(json.dumps(tree, default=str))
+        for setting in settings:
+            apply_setting(merged, setting)
+        try:
+            return cls.model_validate_json(json.dumps(merged, default=str))
+        except ValidationError as error:
+            raise ConfigError(*first_problem(error, cls)) from None
+
+    def tree(self) -> dict[str, Any]:
+        """Return the settings as a nested mapping of JSON values; `from_tree` reads it back."""
+        return self.model_dump(mode="json")
+
+    def changed_keys(self, other: SnakeConfig) -> list[str]:
+        """Return the dotted keys that decide a run's weights and differ in `other`."""
+        mine, theirs = self.tree(), other.tree()
+        return [
+            key
+            for section in self.DECISIVE
+            for key in differences(section, mine[section], theirs[section])
+        ]
+
+    def fingerprint(self) -> str:
+        """Return a short hash of all settings that decide a run's weights (hexadecimal)."""
+        tree = self.tree()
+        decisive = json.dumps({key: tree[key] for key in self.DECISIVE}, sort_keys=True)
+        return hashlib.sha256(decisive.encode()).hexdigest()[:16]

@@ -22,7 +22,7 @@ class Split(Strategy):
 
     Raises:
         ConfigError: If activations and labels may not leave a node, if the cut leaves one side
-            without blocks, or if the loss or codec needs a whole network in one place.
+            without blocks, or if loss, codec or precision need a whole network in one place.
     """
 
     def __init__(self, config: SnakeConfig, *, nodes: int, blocks: int) -> None:
@@ -44,6 +44,12 @@ class Split(Strategy):
                     "side has one",
                     "set it to 0",
                 )
+        if config.training.precision != "fp32":
+            raise ConfigError(
+                "training.precision",
+                f"{config.training.precision!r} is for networks in one place",
+                'set it to "fp32"',
+            )
         if config.codec.name != "none":
             raise ConfigError(
                 "codec.name",

@@ -81,6 +81,11 @@ class TrainingConfig(Section):
     steps: PositiveInt | None = Field(
         default=None, description="Optimizer steps in one visit; takes the place of epochs."
     )
+    precision: Literal["fp32", "bf16"] = Field(
+        default="fp32",
+        description="`bf16`: forward and backward passes in bfloat16 where torch deems it "
+        "safe; weights and optimizer stay fp32.",
+    )
     clip_norm: Annotated[PositiveFloat | None, BeforeValidator(none_if_named)] = Field(
         default=5.0, description='Largest norm of a step\'s gradient; "none" switches clipping off.'
     )

@@ -130,15 +130,17 @@ def train_visit(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         started = time.perf_counter()
-        features = _Features(stack, samples, min(trained), training, objective, device)
+        with computing(training, device):
+            features = _Features(stack, samples, min(trained), training, objective, device)
         stack.freeze_all_but(trained)
         try:
             for epoch, rows in visit_batches(len(samples), training, seed):
                 if control.stop.is_set():
                     raise VisitStoppedError
-                inputs, targets, teacher = features.batch(rows)
-                outputs = stack(inputs, features.first)
-                loss = objective(outputs, targets, teacher)
+                with computing(training, device):
+                    inputs, targets, teacher = features.batch(rows)
+                    outputs = stack(inputs, features.first)
+                    loss = objective(outputs, targets, teacher)
                 if proximal > 0:
                     loss = loss + proximal / 2 * blocks.squared_distance()
                 blocks.step(loss)
@@ -158,6 +160,15 @@ def train_visit(
         finite=finite,
         train_seconds=seconds,
     )
+
+
+def computing(training: TrainingConfig, device: torch.device) -> torch.autocast:
+    """Return the context of forward passes: with `bf16` torch chooses what can bear it.
+
+    Weights, gradients and the optimizer's state stay fp32. It is entered anew for each step: within
+    one, casts of weights are kept.
+    """
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=training.precision == "bf16")
 
 
 def total_steps(rows: int, training: TrainingConfig) -> int:

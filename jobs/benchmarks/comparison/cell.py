@@ -72,7 +72,7 @@ def settings(
             "last_visits": 0 if cell.tuning else FLUCTUATION_TRIPS * nodes,
         },
     }
-    if scale.precision != "fp32":
+    if not cell.variant.name.startswith("split"):
         tree["training"]["precision"] = scale.precision
     return SnakeConfig.from_tree(_merged(_merged(dict(common), tree), cell.variant.settings))
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from ray_snake.config import (
     AcceptanceConfig,
+    AugmentationConfig,
     BaselineConfig,
     CodecConfig,
     DataConfig,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AcceptanceConfig",
+    "AugmentationConfig",
     "BaselineConfig",
     "CodecConfig",
     "DataConfig",

@@ -14,11 +14,18 @@ from ray_snake.config.cluster import (
     TransportConfig,
 )
 from ray_snake.config.data import DataConfig, EvaluationConfig, ModelConfig, PartitionConfig
-from ray_snake.config.method import BaselineConfig, LossConfig, SnakeSection, TrainingConfig
+from ray_snake.config.method import (
+    AugmentationConfig,
+    BaselineConfig,
+    LossConfig,
+    SnakeSection,
+    TrainingConfig,
+)
 from ray_snake.config.root import SnakeConfig
 
 __all__ = [
     "AcceptanceConfig",
+    "AugmentationConfig",
     "BaselineConfig",
     "CodecConfig",
     "DataConfig",

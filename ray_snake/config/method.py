@@ -81,6 +81,11 @@ class TrainingConfig(Section):
     steps: PositiveInt | None = Field(
         default=None, description="Optimizer steps in one visit; takes the place of epochs."
     )
+    fix_norms_after_trips: Annotated[PositiveInt | None, BeforeValidator(none_if_named)] = Field(
+        default=None,
+        description="Trips after which BatchNorm keeps its statistics and trains its weights alone "
+        "(FixBN). None: it never does.",
+    )
     precision: Literal["fp32", "bf16"] = Field(
         default="fp32",
         description="`bf16`: forward and backward passes in bfloat16 where torch deems it "
@@ -93,6 +98,24 @@ class TrainingConfig(Section):
         default=2**28,
         description="Up to this size a visit's prefix outputs stay in memory; beyond it they go "
         "to a memory-mapped temporary file.",
+    )
+
+    def fixes_norms(self, trip: int) -> bool:
+        """Return whether BatchNorm keeps its statistics in visits of a trip (from 1)."""
+        return self.fix_norms_after_trips is not None and trip > self.fix_norms_after_trips
+
+
+class AugmentationConfig(Section):
+    """How pictures are changed at random before they are trained on. Nothing by default."""
+
+    flip: bool = Field(default=False, description="Mirror half of them, left to right.")
+    crop: NonNegativeInt = Field(
+        default=0, description="Pixels of zeros around them, before they are cut out at random."
+    )
+    variants: Annotated[PositiveInt | None, BeforeValidator(none_if_named)] = Field(
+        default=None,
+        description='How many forms of a row a visit draws; epochs take them in turn. "none": a '
+        "fresh one in every epoch.",
     )
 
 

@@ -23,7 +23,13 @@ from ray_snake.config.cluster import (
     TransportConfig,
 )
 from ray_snake.config.data import DataConfig, EvaluationConfig, ModelConfig
-from ray_snake.config.method import BaselineConfig, LossConfig, SnakeSection, TrainingConfig
+from ray_snake.config.method import (
+    AugmentationConfig,
+    BaselineConfig,
+    LossConfig,
+    SnakeSection,
+    TrainingConfig,
+)
 from ray_snake.errors import ConfigError
 from ray_snake.settings_tree import (
     NonNegativeInt,
@@ -58,6 +64,7 @@ class SnakeConfig(Section):
     nodes: NodesConfig = NodesConfig()
     snake: SnakeSection = SnakeSection()
     training: TrainingConfig = TrainingConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
     loss: LossConfig = LossConfig()
     transport: TransportConfig = TransportConfig()
     codec: CodecConfig = CodecConfig()
@@ -75,6 +82,7 @@ class SnakeConfig(Section):
         "data",
         "snake",
         "training",
+        "augmentation",
         "loss",
         "codec",
         "baseline",

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ray_snake.config import TrainingConfig
+from ray_snake.config import AugmentationConfig, TrainingConfig
+from ray_snake.engine.augment import Augmentation
 from ray_snake.engine.objective import Objective
 from ray_snake.engine.samples import Samples, load_batch
 from ray_snake.engine.stack import BlockStack
@@ -26,6 +27,7 @@ from ray_snake.engine.visit import (
     VisitOutcome,
     VisitStoppedError,
     judge_batch,
+    passes_over,
     total_steps,
     visit_batches,
 )
@@ -58,6 +60,8 @@ def train_front(
     learning_rate: float,
     seed: int,
     training: TrainingConfig,
+    augmentation: AugmentationConfig | None = None,
+    fix_norms: bool = False,
     measure_update: bool = False,
     device: torch.device | None = None,
     control: VisitControl | None = None,
@@ -73,6 +77,8 @@ def train_front(
         learning_rate: Of every step of the visit.
         seed: Decides the order of rows and what layers draw, such as dropout.
         training: Optimizer, batch size, epochs or steps, clipping.
+        augmentation: How rows are changed at random; none: not at all.
+        fix_norms: Whether batch norms keep the statistics that arrived.
         measure_update: Whether to take the norm of the front's change.
         device: Where to compute; the CPU by default.
         control: Told the progress; its `stop` ends the visit before the next step.
@@ -91,17 +97,24 @@ def train_front(
         keeps_arrived=measure_update,
         device=device,
     )
+    augment = Augmentation(
+        augmentation or AugmentationConfig(),
+        rows=len(samples),
+        passes=passes_over(len(samples), training),
+        seed=seed,
+    )
     control.steps = total_steps(len(samples), training)
     meter = TrainingMeter()
     sent = received = 0
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         started = time.perf_counter()
-        stack.freeze_all_but(range(cut))
+        stack.freeze_all_but(range(cut), fix_norms=fix_norms)
         for epoch, rows in visit_batches(len(samples), training, seed):
             if control.stop.is_set():
                 raise VisitStoppedError
             inputs, targets = load_batch(samples, rows, device)
+            inputs = augment(inputs, rows, epoch % augment.draws)
             outputs = stack(inputs, 0, cut)
             reply = exchange(outputs.detach(), targets)
             front.step(outputs, reply.gradient)
@@ -136,6 +149,7 @@ class BackTrainer:
         seed: The visit's; decides what layers draw, in another way than it does for the front.
         training: Optimizer and clipping.
         objective: The loss of a batch, with the label frequencies of the node that is visited.
+        fix_norms: Whether batch norms keep the statistics that arrived.
         measure_update: Whether to take the norm of the back's change.
         device: Where to compute; the CPU by default.
     """
@@ -149,6 +163,7 @@ class BackTrainer:
         seed: int,
         training: TrainingConfig,
         objective: Objective,
+        fix_norms: bool = False,
         measure_update: bool = False,
         device: torch.device | None = None,
     ) -> None:
@@ -167,7 +182,7 @@ class BackTrainer:
             keeps_arrived=measure_update,
             device=self._device,
         )
-        stack.freeze_all_but(blocks)
+        stack.freeze_all_but(blocks, fix_norms=fix_norms)
         self._steps = 0
 
     def step(self, features: Tensor, targets: Tensor) -> Reply:

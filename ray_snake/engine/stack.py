@@ -168,12 +168,21 @@ class BlockStack(nn.Module):
             trainable=False,
         )
 
-    def freeze_all_but(self, trained: Iterable[int]) -> None:
-        """Compute gradients for, and put in training mode, the blocks in `trained` only."""
+    def freeze_all_but(self, trained: Iterable[int], *, fix_norms: bool = False) -> None:
+        """Compute gradients for, and put in training mode, the blocks in `trained` only.
+
+        Args:
+            trained: Their numbers.
+            fix_norms: Whether their batch norms use and keep the statistics that they have (FixBN,
+                Zhong et al. 2023, arXiv:2303.06530); their weights train all the same.
+        """
         chosen = set(trained)
         for index, module in enumerate(self.blocks):
             module.requires_grad_(index in chosen)
             module.train(index in chosen)
+            for layer in module.modules() if fix_norms else ():
+                if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                    layer.eval()
 
     def block_bytes(self) -> tuple[int, ...]:
         """Return the bytes of each block's weights and persistent buffers."""

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ray_snake.config import TrainingConfig
+from ray_snake.config import AugmentationConfig, TrainingConfig
+from ray_snake.engine.augment import Augmentation
 from ray_snake.engine.cache import PrefixCache
 from ray_snake.engine.objective import Objective, correct, is_classification
 from ray_snake.engine.samples import (
@@ -82,6 +83,8 @@ def train_visit(
     seed: int,
     training: TrainingConfig,
     objective: Objective,
+    augmentation: AugmentationConfig | None = None,
+    fix_norms: bool = False,
     proximal: float = 0.0,
     measure_update: bool = False,
     device: torch.device | None = None,
@@ -104,6 +107,8 @@ def train_visit(
         seed: Decides the order of rows and what layers draw, such as dropout.
         training: Optimizer, batch size, epochs or steps, clipping.
         objective: The loss of a batch.
+        augmentation: How rows are changed at random; none: not at all.
+        fix_norms: Whether trained batch norms keep the statistics that arrived.
         proximal: Weight mu of mu/2 * |w - w0|^2, w0 the weights that arrived (FedProx, Li et al.
             2020, arXiv:1812.06127).
         measure_update: Whether to take the norm of the change: one more pass over the weights
@@ -131,14 +136,27 @@ def train_visit(
         torch.manual_seed(seed)
         started = time.perf_counter()
         with computing(training, device):
-            features = _Features(stack, samples, min(trained), training, objective, device)
-        stack.freeze_all_but(trained)
+            features = _Features(
+                stack,
+                samples,
+                first=min(trained),
+                training=training,
+                objective=objective,
+                augmentation=Augmentation(
+                    augmentation or AugmentationConfig(),
+                    rows=len(samples),
+                    passes=passes_over(len(samples), training),
+                    seed=seed,
+                ),
+                device=device,
+            )
+        stack.freeze_all_but(trained, fix_norms=fix_norms)
         try:
             for epoch, rows in visit_batches(len(samples), training, seed):
                 if control.stop.is_set():
                     raise VisitStoppedError
                 with computing(training, device):
-                    inputs, targets, teacher = features.batch(rows)
+                    inputs, targets, teacher = features.batch(rows, epoch)
                     outputs = stack(inputs, features.first)
                     loss = objective(outputs, targets, teacher)
                 if proximal > 0:
@@ -176,6 +194,11 @@ def total_steps(rows: int, training: TrainingConfig) -> int:
     return training.steps or training.epochs * batches_per_epoch(rows, training.batch_size)
 
 
+def passes_over(rows: int, training: TrainingConfig) -> int:
+    """Return the passes over a shard that a visit makes, the last of them maybe in part."""
+    return math.ceil(total_steps(rows, training) / batches_per_epoch(rows, training.batch_size))
+
+
 def visit_batches(rows: int, training: TrainingConfig, seed: int) -> Iterator[tuple[int, Rows]]:
     """Yield (epoch, row numbers) for every optimizer step of a visit."""
     every = (
@@ -190,39 +213,47 @@ class _Features:
     """What reaches the first trained block, batch by batch, with targets and teacher outputs.
 
     With several passes over the rows ahead, the prefix's outputs and the targets are kept from
-    the first one; the teacher's outputs are always kept.
+    the first one; the teacher's outputs are always kept. There is one entry for each row as it is
+    in each draw of the augmentation.
     """
 
     def __init__(
         self,
         stack: BlockStack,
         samples: Samples,
+        *,
         first: int,
         training: TrainingConfig,
         objective: Objective,
+        augmentation: Augmentation,
         device: torch.device,
     ) -> None:
         self.first = first
         self._stack = stack
         self._samples = samples
+        self._augmentation = augmentation
         self._device = device
         self._cache: PrefixCache | None = None
         self._targets: Tensor | None = None
         self._teacher: Tensor | None = None
-        rows = len(samples)
-        one_pass = total_steps(rows, training) <= batches_per_epoch(rows, training.batch_size)
-        if first > 0 and (objective.needs_teacher or not one_pass):
-            self._cache = PrefixCache(rows, limit_bytes=training.cache_bytes)
+        again = passes_over(len(samples), training) > augmentation.draws
+        if first > 0 and (objective.needs_teacher or again):
+            entries = len(samples) * augmentation.draws
+            self._cache = PrefixCache(entries, limit_bytes=training.cache_bytes)
         if self._cache is not None or objective.needs_teacher:
             self._first_pass(training.batch_size, objective.needs_teacher)
 
-    def batch(self, rows: Rows) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return (features, targets, teacher outputs or none) of the rows."""
-        index = torch.from_numpy(rows).to(self._device)
-        teacher = None if self._teacher is None else self._teacher[index]
+    def batch(self, rows: Rows, epoch: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return (features, targets, teacher outputs or none) of the rows in an epoch."""
+        draw = epoch % self._augmentation.draws
+        entries = draw * len(self._samples) + rows
+        teacher = None
+        if self._teacher is not None:
+            teacher = self._teacher[torch.from_numpy(entries).to(self._device)]
         if self._cache is not None and self._targets is not None:
-            return self._cache.gather(rows, self._device), self._targets[index], teacher
-        inputs, targets = load_batch(self._samples, rows, self._device)
+            targets = self._targets[torch.from_numpy(rows).to(self._device)]
+            return self._cache.gather(entries, self._device), targets, teacher
+        inputs, targets = self._load(rows, draw)
         with torch.no_grad():
             features = self._stack(inputs, 0, self.first)
         return features, targets, teacher
@@ -231,18 +262,24 @@ class _Features:
         if self._cache is not None:
             self._cache.close()
 
+    def _load(self, rows: Rows, draw: int) -> tuple[Tensor, Tensor]:
+        inputs, targets = load_batch(self._samples, rows, self._device)
+        return self._augmentation(inputs, rows, draw), targets
+
     @torch.no_grad()
     def _first_pass(self, batch_size: int, with_teacher: bool) -> None:
         self._stack.eval()
         targets, teacher = [], []
-        for rows in in_order(len(self._samples), batch_size):
-            inputs, batch_targets = load_batch(self._samples, rows, self._device)
-            features = self._stack(inputs, 0, self.first)
-            targets.append(batch_targets)
-            if self._cache is not None:
-                self._cache.append(features)
-            if with_teacher:
-                teacher.append(self._stack(features, self.first))
+        for draw in range(self._augmentation.draws):
+            for rows in in_order(len(self._samples), batch_size):
+                inputs, batch_targets = self._load(rows, draw)
+                features = self._stack(inputs, 0, self.first)
+                if draw == 0:
+                    targets.append(batch_targets)
+                if self._cache is not None:
+                    self._cache.append(features)
+                if with_teacher:
+                    teacher.append(self._stack(features, self.first))
         self._targets = torch.cat(targets)
         self._teacher = torch.cat(teacher) if with_teacher else None
 

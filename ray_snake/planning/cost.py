@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ray_snake.config import LossConfig, TrainingConfig
+from ray_snake.config import AugmentationConfig, LossConfig, TrainingConfig
 from ray_snake.planning.span import Visit
 
 
@@ -56,6 +57,7 @@ def predict_visit(
     steps: int,
     training: TrainingConfig,
     loss: LossConfig,
+    augmentation: AugmentationConfig | None = None,
 ) -> VisitCost:
     """Predict a visit to a shard of `rows` rows in `steps` optimizer steps.
 
@@ -68,7 +70,12 @@ def predict_visit(
     samples = min(steps * batch, steps * training.batch_size)
     samples = training.epochs * rows if training.steps is None else samples
     teacher = loss.distillation > 0
-    cached = first > 0 and (teacher or samples > rows)
+    passes = math.ceil(samples / rows)
+    draws = 1
+    if augmentation is not None and (augmentation.flip or augmentation.crop):
+        draws = min(passes, augmentation.variants or passes)
+    cached = first > 0 and (teacher or passes > draws)
+    kept = rows * draws
     prefix = sum(one.forward_flops for one in blocks[:first])
     rest = sum(one.forward_flops for one in blocks[first:])
     backward = sum(
@@ -77,8 +84,8 @@ def predict_visit(
         if index >= first
     )
     flops = samples * (rest + backward)
-    flops += prefix * (rows if cached else samples)
-    flops += rest * rows if teacher else 0
+    flops += prefix * (kept if cached else samples)
+    flops += rest * kept if teacher else 0
     # Of a network that is cut the node holds the front alone.
     held = [one for index, one in enumerate(blocks) if visit.on_node(index)]
     trained = sum(blocks[index].weight_bytes for index in visit.trained if visit.on_node(index))
@@ -86,9 +93,9 @@ def predict_visit(
     state = 2 if training.optimizer == "adamw" else (1 if training.momentum > 0 else 0)
     private = trained * (2 + state)
     private += batch * sum(one.saved_bytes for one in held[first:])
-    cache = rows * blocks[first].input_bytes if cached else 0
+    cache = kept * blocks[first].input_bytes if cached else 0
     private += cache if cache <= training.cache_bytes else 0
-    private += rows * blocks[-1].output_bytes if teacher else 0
+    private += kept * blocks[-1].output_bytes if teacher else 0
     return VisitCost(
         samples=samples,
         flops=flops,

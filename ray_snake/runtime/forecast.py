@@ -83,6 +83,7 @@ def forecast(
             steps=total_steps(rows, config.training),
             training=config.training,
             loss=config.loss,
+            augmentation=config.augmentation,
         )
         seconds += cost.flops / speed
         if visit.trip > trips:

@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from ray_snake.config import SnakeConfig
 from ray_snake.data import ShardSource
 from ray_snake.engine.fit import output_shape
 from ray_snake.engine.stack import BlockStack
-from ray_snake.errors import DataError
+from ray_snake.errors import ConfigError, DataError
 from ray_snake.planning.strategy import make_strategy
 from ray_snake.runtime.messages import NodeSpec
 from ray_snake.runtime.recipe import Recipe
@@ -82,6 +83,26 @@ def check_shards(
         )
         for source, found, count in zip(sources, facts, classes, strict=True)
     ]
+
+
+def check_pictures(config: SnakeConfig, nodes: Sequence[NodeSpec]) -> None:
+    """Check that what is to be mirrored or cropped are pictures.
+
+    Raises:
+        ConfigError: If rows are not floats of shape (channels, height, width).
+    """
+    settings = config.augmentation
+    key = "flip" if settings.flip else "crop"
+    if not (settings.flip or settings.crop):
+        return
+    for node in nodes:
+        if len(node.sample_shape) != 3 or node.integer_inputs:
+            raise ConfigError(
+                f"augmentation.{key}",
+                f"{getattr(settings, key)} is for pictures (channels, height, width), and rows of "
+                f"{node.name} have shape {node.sample_shape}",
+                "leave augmentation out",
+            )
 
 
 def _here(function: Callable[..., Answer], arguments: Sequence[tuple[Any, ...]]) -> list[Answer]:

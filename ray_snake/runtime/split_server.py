@@ -72,6 +72,7 @@ class SplitServer:
             self._stack,
             cut=cut,
             learning_rate=task.learning_rate,
+            fix_norms=config.training.fixes_norms(task.visit.trip),
             seed=task.seed,
             training=config.training,
             objective=self._recipe.objective(counts),

@@ -5,8 +5,11 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from comparison.data import Pictures
 from comparison.scales import Scale
@@ -17,6 +20,7 @@ from ray_snake.engine.evaluate import evaluate
 from ray_snake.engine.memory import peak_bytes
 from ray_snake.engine.objective import cross_entropy
 from ray_snake.engine.profile import profile_blocks
+from ray_snake.engine.split import Reply, train_front
 from ray_snake.engine.stack import BlockStack
 from ray_snake.engine.visit import BatchResult, train_visit
 from ray_snake.planning.cost import predict_visit
@@ -195,6 +199,7 @@ def _flops(config: SnakeConfig, result: Result, nodes: Sequence[Path]) -> float:
             steps=count,
             training=config.training,
             loss=config.loss,
+            augmentation=config.augmentation,
         ).flops
         for visit, count in zip(visits, steps, strict=True)
     )
@@ -213,26 +218,38 @@ def peak_memory(config: SnakeConfig, shard: Path, *, nodes: int) -> int:
     short = config.training.model_copy(update={"steps": 3})
     objective = recipe.objective(samples.label_counts(10))
     strategy = make_strategy(config, nodes=nodes, blocks=len(recipe.initial()))
-    kinds = {visit.trained for visit in iter(strategy.next, None) if not strategy.is_warm_up(visit)}
+    kinds = {
+        (visit.trained, visit.cut)
+        for visit in iter(strategy.next, None)
+        if not strategy.is_warm_up(visit)
+    }
+    common: dict[str, Any] = {
+        "learning_rate": config.training.learning_rate,
+        "seed": 1,
+        "training": short,
+        "augmentation": config.augmentation,
+    }
     peaks = []
-    for trained in kinds:
+    for trained, cut in kinds:
         stack = recipe.initial()
-        peaks.append(
-            peak_bytes(
-                lambda stack=stack, trained=trained: train_visit(
-                    stack,
-                    samples,
-                    trained=trained,
-                    learning_rate=config.training.learning_rate,
-                    seed=1,
-                    training=short,
-                    objective=objective,
-                    proximal=config.loss.proximal,
-                )
+        if cut is None:
+            visit = partial(
+                train_visit,
+                trained=trained,
+                objective=objective,
+                proximal=config.loss.proximal,
+                **common,
             )
-            + sum(stack.block_bytes())
-        )
+        else:
+            visit = partial(train_front, cut=cut, exchange=_reply, **common)
+        held = sum(stack.block_bytes()[:cut])
+        peaks.append(held + peak_bytes(partial(visit, stack, samples)))
     return max(peaks)
+
+
+def _reply(outputs: torch.Tensor, targets: torch.Tensor) -> Reply:
+    del targets
+    return Reply(gradient=outputs, batch=NOTHING)
 
 
 def _mean(rows: Sequence[Row]) -> Row:

@@ -44,6 +44,12 @@ class Split(Strategy):
                     "side has one",
                     "set it to 0",
                 )
+        if config.training.optimizer_state != "reset":
+            raise ConfigError(
+                "training.optimizer_state",
+                f"{config.training.optimizer_state!r} is for networks in one place",
+                'set it to "reset"',
+            )
         if config.training.precision != "fp32":
             raise ConfigError(
                 "training.precision",

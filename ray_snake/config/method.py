@@ -74,6 +74,11 @@ class TrainingConfig(Section):
         default="cosine",
         description="Learning rate over trips (constant within a trip): `cosine` falls to 0.",
     )
+    optimizer_state: Literal["reset", "carry"] = Field(
+        default="reset",
+        description="What an optimizer keeps of a weight starts anew with each visit, or travels "
+        "with its block: one block's bytes more with sgd, two with adamw.",
+    )
     momentum: Fraction = Field(default=0.9, description="Momentum of sgd.")
     weight_decay: NonNegativeFloat = Field(default=5e-4, description="Weight decay.")
     batch_size: PositiveInt = Field(default=32, description="Samples per optimizer step.")

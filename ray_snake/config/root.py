@@ -9,10 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import (
-    Field,
-    ValidationError,
-)
+from pydantic import Field, ValidationError, model_validator
 
 from ray_snake.config.cluster import (
     AcceptanceConfig,
@@ -88,6 +85,15 @@ class SnakeConfig(Section):
         "baseline",
         "acceptance",
     )
+
+    @model_validator(mode="after")
+    def _differences_carry_weights_alone(self) -> SnakeConfig:
+        if self.training.optimizer_state == "carry" and self.codec.name != "none":
+            raise ValueError(
+                f'training.optimizer_state "carry" goes with codec.name "none", not '
+                f'"{self.codec.name}"; change one of them'
+            )
+        return self
 
     @classmethod
     def load(cls, path: str | Path, settings: Sequence[str] = ()) -> SnakeConfig:

@@ -39,6 +39,15 @@ class LocalOptimizer(ABC):
         self._training = training
         self._learning_rate = learning_rate
         self._states: dict[int, list[Tensor]] = {}
+        self._carried: dict[int, list[Tensor]] = {}
+
+    def take_up(self, index: int, state: Sequence[Tensor]) -> None:
+        """Go on with what another optimizer of the kind kept for a weight; it is not written to."""
+        self._carried[index] = list(state)
+
+    def state(self, index: int) -> list[Tensor]:
+        """Return what is kept for a weight: nothing before its first step."""
+        return self._states.get(index, self._carried.get(index, []))
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
@@ -53,6 +62,9 @@ class LocalOptimizer(ABC):
             for index, weight in enumerate(self._weights)
             if (gradient := weight.grad) is not None
         }
+        for index in gradients.keys() & self._carried.keys():
+            self._states[index] = [one.clone() for one in self._carried.pop(index)]
+            self._weights[index].data = self._weights[index].clone()
         again = [index for index in gradients if index in self._states]
         for index in gradients.keys() - self._states.keys():
             self._states[index] = self._step_to_new_memory(self._weights[index], gradients[index])
@@ -178,7 +190,7 @@ OPTIMIZERS: dict[str, type[LocalOptimizer]] = {"sgd": Sgd, "adamw": AdamW}
 def make_optimizer(
     weights: Sequence[Tensor], training: TrainingConfig, learning_rate: float
 ) -> LocalOptimizer:
-    """Return a fresh optimizer over the trained weights; its state ends with the visit."""
+    """Return a fresh optimizer over the trained weights."""
     return OPTIMIZERS[training.optimizer](weights, training, learning_rate)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from ray_snake.engine.optimizer import keeps_finite, make_optimizer
 from ray_snake.engine.stack import BlockStack
 from ray_snake.errors import ModelError
 
+Carried = MutableMapping[int, dict[str, Tensor]]
+"""What optimizers keep of each block, by block; tensors by weight name and position."""
 _Borrowed = list[tuple[str, Tensor, int]]
 """Weights that still lie in the memory in which they arrived: name, weight, version counter."""
 
@@ -28,6 +30,7 @@ class TrainedBlocks:
         training: Optimizer and clipping.
         learning_rate: Of every step.
         keeps_arrived: Whether the weights that arrived are asked for later.
+        carried: What the optimizer goes on with, by block; none: it starts anew.
         device: Where they are.
     """
 
@@ -39,6 +42,7 @@ class TrainedBlocks:
         training: TrainingConfig,
         learning_rate: float,
         keeps_arrived: bool,
+        carried: Carried | None = None,
         device: torch.device,
     ) -> None:
         self._stack = stack
@@ -50,7 +54,31 @@ class TrainedBlocks:
         self._weights = [weight for block in trained for weight in stack.blocks[block].parameters()]
         self._arrived = [weight.detach() for weight in self._weights] if keeps_arrived else []
         self._optimizer = make_optimizer(self._weights, training, learning_rate)
+        self._take_up(carried or {})
         self._gradient_norms = torch.zeros((), device=device)
+
+    def carry(self, carried: Carried) -> None:
+        """Replace what was carried by what the optimizer keeps now."""
+        for block in self._trained:
+            carried[block] = {}
+        for index, (block, name) in enumerate(self._names()):
+            for position, tensor in enumerate(self._optimizer.state(index)):
+                carried[block][f"{name}/{position}"] = tensor
+
+    def _take_up(self, carried: Carried) -> None:
+        for index, (block, name) in enumerate(self._names()):
+            own = carried.get(block, {})
+            count = sum(key.rpartition("/")[0] == name for key in own)
+            if count:
+                self._optimizer.take_up(index, [own[f"{name}/{one}"] for one in range(count)])
+
+    def _names(self) -> list[tuple[int, str]]:
+        """Return (block, name) of every weight."""
+        return [
+            (block, name)
+            for block in self._trained
+            for name, _ in self._stack.blocks[block].named_parameters()
+        ]
 
     def squared_distance(self) -> Tensor:
         """Return the squared L2 distance from the weights that arrived, a scalar."""

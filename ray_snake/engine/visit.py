@@ -25,7 +25,7 @@ from ray_snake.engine.samples import (
     shuffled,
 )
 from ray_snake.engine.stack import BlockStack
-from ray_snake.engine.trained import TrainedBlocks
+from ray_snake.engine.trained import Carried, TrainedBlocks
 from ray_snake.seeds import derive_seed
 
 
@@ -86,6 +86,7 @@ def train_visit(
     augmentation: AugmentationConfig | None = None,
     fix_norms: bool = False,
     proximal: float = 0.0,
+    carried: Carried | None = None,
     measure_update: bool = False,
     device: torch.device | None = None,
     control: VisitControl | None = None,
@@ -111,6 +112,8 @@ def train_visit(
         fix_norms: Whether trained batch norms keep the statistics that arrived.
         proximal: Weight mu of mu/2 * |w - w0|^2, w0 the weights that arrived (FedProx, Li et al.
             2020, arXiv:1812.06127).
+        carried: What the optimizer goes on with, by block, and on return what it kept of the
+            trained ones; none: it starts anew.
         measure_update: Whether to take the norm of the change: one more pass over the weights
             before they can travel on.
         device: Where to compute; the CPU by default.
@@ -128,6 +131,7 @@ def train_visit(
         training=training,
         learning_rate=learning_rate,
         keeps_arrived=measure_update or proximal > 0,
+        carried=carried,
         device=device,
     )
     control.steps = total_steps(len(samples), training)
@@ -168,6 +172,8 @@ def train_visit(
             features.close()
     seconds = time.perf_counter() - started
     finite, change = blocks.result(measure_update=measure_update)
+    if carried is not None:
+        blocks.carry(carried)
     return VisitOutcome(
         samples=meter.samples,
         steps=meter.steps,

@@ -12,6 +12,8 @@ import xxhash
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+OPTIMIZER = "#optimizer/"
+"""How the names of arrays begin that an optimizer left with a block."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +26,8 @@ class LayerState:
     Attributes:
         block: The block's number.
         version: The visit that produced it; 0 for the initial weights.
-        arrays: Weights and persistent buffers by name, C-contiguous, in the block's own order.
+        arrays: Weights and persistent buffers by name, C-contiguous, in the block's own order;
+            then what an optimizer left, where that travels too.
         dtypes: Their torch dtypes by name, such as `float32` or `bfloat16`.
     """
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ray_snake.layers.state import Array, LayerState
+from ray_snake.layers.state import OPTIMIZER, Array, LayerState
 
 # Frozen blocks are read-only views on purpose: the engine never writes to a frozen block.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -25,11 +25,24 @@ def pack(block: int, version: int, tensors: Mapping[str, Tensor]) -> LayerState:
 
 
 def unpack(state: LayerState, device: torch.device | None = None) -> dict[str, Tensor]:
-    """Return a block's arrays as tensors: on the CPU read-only views of the same memory."""
-    tensors = {name: from_array(array, state.dtypes[name]) for name, array in state.arrays.items()}
-    if device is None or device.type == "cpu":
-        return tensors
-    return {name: tensor.to(device) for name, tensor in tensors.items()}
+    """Return weights and buffers as tensors: on the CPU read-only views of the same memory."""
+    return _tensors(state, device, optimizer=False)
+
+
+def unpack_optimizer(state: LayerState, device: torch.device | None = None) -> dict[str, Tensor]:
+    """Return what an optimizer left with a block, in the same way; {} where it left nothing."""
+    found = _tensors(state, device, optimizer=True)
+    return {name.removeprefix(OPTIMIZER): tensor for name, tensor in found.items()}
+
+
+def _tensors(
+    state: LayerState, device: torch.device | None, *, optimizer: bool
+) -> dict[str, Tensor]:
+    return {
+        name: from_array(array, state.dtypes[name]).to(device or torch.device("cpu"))
+        for name, array in state.arrays.items()
+        if name.startswith(OPTIMIZER) == optimizer
+    }
 
 
 def to_array(tensor: Tensor) -> Array:

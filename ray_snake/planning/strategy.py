@@ -176,4 +176,11 @@ def make_strategy(
             f"{config.strategy!r} averages them at the driver's side",
             'set it to "none"',
         )
+    if chosen.averages and config.training.optimizer_state != "reset":
+        raise ConfigError(
+            "training.optimizer_state",
+            f"{config.training.optimizer_state!r} is for blocks that go from node to node, and "
+            f"{config.strategy!r} averages them",
+            'set it to "reset"',
+        )
     return chosen(config, nodes=nodes, blocks=blocks)

@@ -201,7 +201,7 @@ class Driver:
                     block=block,
                     version=version,
                     ref=ref,
-                    bytes=self._blocks.bytes[block],
+                    bytes=journal.block_bytes(block, version) or self._blocks.bytes[block],
                     origin=DRIVER,
                     machines={self._engine.machine},
                 )

@@ -251,6 +251,11 @@ class Journal:
         """Return the record of a block version that some visit produced."""
         return self._blocks[block, version]
 
+    def block_bytes(self, block: int, version: int) -> int | None:
+        """Return the bytes of a stored block version; none if the journal doesn't have it."""
+        found = self._blocks.get((block, version))
+        return None if found is None else found.bytes
+
     def append(self, *records: JournalRecord) -> None:
         """Add records; when this returns, they are on storage.
 

@@ -14,8 +14,8 @@ from ray_snake.engine.split import Exchange, train_front
 from ray_snake.engine.stack import BlockStack
 from ray_snake.engine.visit import VisitControl, VisitOutcome, train_visit
 from ray_snake.layers.codec import decode, encode
-from ray_snake.layers.state import Array, BlockDelta, LayerState
-from ray_snake.layers.tensors import pack, unpack
+from ray_snake.layers.state import OPTIMIZER, Array, BlockDelta, LayerState
+from ray_snake.layers.tensors import pack, unpack, unpack_optimizer
 from ray_snake.planning.strategy import check_may_share
 from ray_snake.runtime.messages import NodeSpec, VisitReport, VisitTask
 from ray_snake.runtime.recipe import Recipe
@@ -85,8 +85,9 @@ class LocalManager:
                 self.hold(one)
         self._load(task, deltas)
         load_seconds = time.perf_counter() - started
+        carried = self._carried(task)
         try:
-            outcome = self._train(task, control, connect)
+            outcome = self._train(task, control, connect, carried)
             trained = {
                 block: self._stack.tensors(block)
                 for block in task.visit.trained
@@ -94,6 +95,8 @@ class LocalManager:
             }
         finally:
             self._unload()
+        for block, kept in (carried or {}).items():
+            trained[block] |= {f"{OPTIMIZER}{name}": one for name, one in kept.items()}
         parcels = [self._parcel(task, block, tensors) for block, tensors in trained.items()]
         for block in trained:
             # Only what this visit started from: a fetch may have brought something newer.
@@ -106,8 +109,21 @@ class LocalManager:
         )
         return report, parcels
 
+    def _carried(self, task: VisitTask) -> dict[int, dict[str, Tensor]] | None:
+        """Return what optimizers left with the trained blocks; none where each starts anew."""
+        if self._recipe.config.training.optimizer_state == "reset":
+            return None
+        return {
+            block: unpack_optimizer(self._holding(block, task.versions[block]), self._device)
+            for block in task.visit.trained
+        }
+
     def _train(
-        self, task: VisitTask, control: VisitControl, connect: Connect | None
+        self,
+        task: VisitTask,
+        control: VisitControl,
+        connect: Connect | None,
+        carried: dict[int, dict[str, Tensor]] | None,
     ) -> VisitOutcome:
         config = self._recipe.config
         # The decision needs the norm only then; otherwise it is taken behind the next visit.
@@ -124,6 +140,7 @@ class LocalManager:
                 augmentation=config.augmentation,
                 fix_norms=config.training.fixes_norms(task.visit.trip),
                 proximal=config.loss.proximal,
+                carried=carried,
                 measure_update=measure_update,
                 device=self._device,
                 control=control,

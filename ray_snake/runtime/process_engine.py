@@ -186,7 +186,7 @@ class ProcessEngine:
         """
         for state in states:
             expected = {n: tuple(t.shape) for n, t in self._stack.tensors(state.block).items()}
-            actual = {name: array.shape for name, array in state.arrays.items()}
+            actual = {name: tuple(one.shape) for name, one in unpack(state).items()}
             if actual != expected:
                 raise VisitFailedError(
                     f"block {state.block} came back from visit {state.version} with arrays "

@@ -203,7 +203,7 @@ class SnakeTrainer:
     def _run(self, tell: Callable[[Event], None]) -> tuple[Storage, str]:
         """Check everything, then drive the run; return its folder and its weights' SHA-256."""
         tell(Preparing(what="looking at model and data"))
-        from ray_snake.runtime.preflight import check_model, check_pictures, check_shards
+        from ray_snake.runtime.preflight import check_model, check_settings, check_shards
 
         config = self._recipe.config
         sources = node_sources(config, self._nodes)
@@ -225,7 +225,7 @@ class SnakeTrainer:
             check_resources(config.nodes, actors, gpus)
             if not embedded:
                 specs = check_shards(stack, sources, on_cluster(config.nodes))
-            check_pictures(config, specs)
+            check_settings(config, specs)
             # From here on the run leaves a folder behind; all that can be checked was.
             if not self._resume:
                 custom = self._recipe.function is not None

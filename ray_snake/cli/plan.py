@@ -27,7 +27,7 @@ def plan(config: Path, settings: tuple[str, ...], shown_trips: int) -> None:
     from rich.console import Console
 
     from ray_snake.runtime.forecast import forecast
-    from ray_snake.runtime.preflight import check_model, check_pictures, check_shards
+    from ray_snake.runtime.preflight import check_model, check_settings, check_shards
     from ray_snake.runtime.recipe import Recipe
     from ray_snake.trainer import node_sources
 
@@ -36,7 +36,7 @@ def plan(config: Path, settings: tuple[str, ...], shown_trips: int) -> None:
     sources = node_sources(loaded, None)
     stack = check_model(recipe, nodes=len(sources))
     nodes = check_shards(stack, sources)
-    check_pictures(loaded, nodes)
+    check_settings(loaded, nodes)
     found = forecast(loaded, stack, nodes, trips=shown_trips)
     blocks = _table("Blocks", "block", "name", "weights", "forward/sample", "saved/sample")
     visits = _table(

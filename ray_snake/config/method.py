@@ -138,6 +138,14 @@ class LossConfig(Section):
     distillation: Fraction = Field(
         default=0.3, description="Weight a of staying close to the model that arrived."
     )
+    teacher: Literal["logits", "top_k", "last_hidden"] = Field(
+        default="logits",
+        description="What is compared with the model that arrived: all outputs, the likeliest "
+        "classes alone (of very wide outputs), or the last block's input.",
+    )
+    teacher_top_k: PositiveInt = Field(
+        default=16, description="How many classes `top_k` keeps of each row."
+    )
     temperature: PositiveFloat = Field(default=2.0, description="Temperature T of distillation.")
     proximal: NonNegativeFloat = Field(
         default=0.0, description="Weight mu of the squared distance from the arriving weights."

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ray_snake.config import LossConfig
+from ray_snake.engine.teacher import Kept, make_teacher
 from ray_snake.extensions import find
 
 TaskLoss = Callable[[Tensor, Tensor], Tensor]
@@ -33,19 +34,6 @@ def correct(outputs: Tensor, targets: Tensor) -> tuple[int, int]:
 def is_classification(targets: Tensor) -> bool:
     """Return whether targets are class numbers (an integer dtype)."""
     return not targets.is_floating_point()
-
-
-def distillation(outputs: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Return T^2 * KL(softmax(teacher / T) || softmax(outputs / T)), mean over rows.
-
-    Hinton et al. (2015), arXiv:1503.02531. Both are logits (..., classes).
-    """
-    return temperature**2 * F.kl_div(
-        F.log_softmax(outputs.flatten(0, -2) / temperature, dim=-1),
-        F.log_softmax(teacher.flatten(0, -2) / temperature, dim=-1),
-        reduction="batchmean",
-        log_target=True,
-    )
 
 
 def log_frequencies(counts: Tensor) -> Tensor:
@@ -84,6 +72,7 @@ class Objective:
     ) -> None:
         self._settings = settings
         self.task: TaskLoss = task or find("loss", settings.name)
+        self.teacher = make_teacher(settings)
         self._prior: Tensor | None = None
         if label_counts is not None and settings.logit_adjustment > 0:
             self._prior = settings.logit_adjustment * log_frequencies(label_counts)
@@ -93,20 +82,26 @@ class Objective:
         """Whether the loss compares with the model as it arrived."""
         return self._settings.distillation > 0
 
-    def __call__(self, outputs: Tensor, targets: Tensor, teacher: Tensor | None) -> Tensor:
-        """Return the loss of a batch; `teacher` are the arriving model's outputs for it."""
+    def __call__(
+        self, outputs: Tensor, targets: Tensor, kept: Kept | None, hidden: Tensor | None = None
+    ) -> Tensor:
+        """Return the loss of a batch.
+
+        Args:
+            outputs: Of the network.
+            targets: The rows' targets.
+            kept: What the teacher kept of these rows; none: nothing is distilled.
+            hidden: Input of the last block, for teachers that look at it.
+        """
         classes = is_classification(targets)
         adjusted = outputs
         if classes and self._prior is not None:
             self._prior = self._prior.to(outputs.device)
             adjusted = outputs + self._prior
         loss = self.task(adjusted, targets)
-        if teacher is None:
+        if kept is None:
             return loss
         weight = self._settings.distillation
-        kept = (
-            distillation(outputs, teacher, self._settings.temperature)
-            if classes
-            else F.mse_loss(outputs, teacher)
-        )
-        return (1 - weight) * loss + weight * kept
+        hidden = outputs if hidden is None else hidden
+        distance = self.teacher.distance(hidden, outputs, kept, classes=classes)
+        return (1 - weight) * loss + weight * distance

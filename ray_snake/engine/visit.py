@@ -25,6 +25,7 @@ from ray_snake.engine.samples import (
     shuffled,
 )
 from ray_snake.engine.stack import BlockStack
+from ray_snake.engine.teacher import Kept
 from ray_snake.engine.trained import Carried, TrainedBlocks
 from ray_snake.seeds import derive_seed
 
@@ -136,6 +137,7 @@ def train_visit(
     )
     control.steps = total_steps(len(samples), training)
     meter = TrainingMeter()
+    last = len(stack) - 1
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         started = time.perf_counter()
@@ -160,9 +162,10 @@ def train_visit(
                 if control.stop.is_set():
                     raise VisitStoppedError
                 with computing(training, device):
-                    inputs, targets, teacher = features.batch(rows, epoch)
-                    outputs = stack(inputs, features.first)
-                    loss = objective(outputs, targets, teacher)
+                    inputs, targets, kept = features.batch(rows, epoch)
+                    hidden = stack(inputs, features.first, last)
+                    outputs = stack(hidden, last)
+                    loss = objective(outputs, targets, kept, hidden)
                 if proximal > 0:
                     loss = loss + proximal / 2 * blocks.squared_distance()
                 blocks.step(loss)
@@ -216,10 +219,10 @@ def visit_batches(rows: int, training: TrainingConfig, seed: int) -> Iterator[tu
 
 
 class _Features:
-    """What reaches the first trained block, batch by batch, with targets and teacher outputs.
+    """What reaches the first trained block, batch by batch, with targets and what a teacher kept.
 
     With several passes over the rows ahead, the prefix's outputs and the targets are kept from
-    the first one; the teacher's outputs are always kept. There is one entry for each row as it is
+    the first one; what the teacher kept is always at hand. There is one entry for each row as it is
     in each draw of the augmentation.
     """
 
@@ -241,28 +244,30 @@ class _Features:
         self._device = device
         self._cache: PrefixCache | None = None
         self._targets: Tensor | None = None
-        self._teacher: Tensor | None = None
+        self._objective = objective
+        self._kept: Kept | None = None
         again = passes_over(len(samples), training) > augmentation.draws
         if first > 0 and (objective.needs_teacher or again):
             entries = len(samples) * augmentation.draws
             self._cache = PrefixCache(entries, limit_bytes=training.cache_bytes)
         if self._cache is not None or objective.needs_teacher:
-            self._first_pass(training.batch_size, objective.needs_teacher)
+            self._first_pass(training.batch_size)
 
-    def batch(self, rows: Rows, epoch: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return (features, targets, teacher outputs or none) of the rows in an epoch."""
+    def batch(self, rows: Rows, epoch: int) -> tuple[Tensor, Tensor, Kept | None]:
+        """Return (features, targets, what the teacher kept or none) of the rows in an epoch."""
         draw = epoch % self._augmentation.draws
         entries = draw * len(self._samples) + rows
-        teacher = None
-        if self._teacher is not None:
-            teacher = self._teacher[torch.from_numpy(entries).to(self._device)]
+        kept = None
+        if self._kept is not None:
+            index = torch.from_numpy(entries).to(self._device)
+            kept = tuple(one[index] for one in self._kept)
         if self._cache is not None and self._targets is not None:
             targets = self._targets[torch.from_numpy(rows).to(self._device)]
-            return self._cache.gather(entries, self._device), targets, teacher
+            return self._cache.gather(entries, self._device), targets, kept
         inputs, targets = self._load(rows, draw)
         with torch.no_grad():
             features = self._stack(inputs, 0, self.first)
-        return features, targets, teacher
+        return features, targets, kept
 
     def close(self) -> None:
         if self._cache is not None:
@@ -273,9 +278,10 @@ class _Features:
         return self._augmentation(inputs, rows, draw), targets
 
     @torch.no_grad()
-    def _first_pass(self, batch_size: int, with_teacher: bool) -> None:
+    def _first_pass(self, batch_size: int) -> None:
         self._stack.eval()
-        targets, teacher = [], []
+        last = len(self._stack) - 1
+        targets, kept = [], []
         for draw in range(self._augmentation.draws):
             for rows in in_order(len(self._samples), batch_size):
                 inputs, batch_targets = self._load(rows, draw)
@@ -284,10 +290,13 @@ class _Features:
                     targets.append(batch_targets)
                 if self._cache is not None:
                     self._cache.append(features)
-                if with_teacher:
-                    teacher.append(self._stack(features, self.first))
+                if self._objective.needs_teacher:
+                    hidden = self._stack(features, self.first, last)
+                    outputs = self._stack(hidden, last)
+                    kept.append(self._objective.teacher.keep(hidden, outputs))
         self._targets = torch.cat(targets)
-        self._teacher = torch.cat(teacher) if with_teacher else None
+        if kept:
+            self._kept = tuple(torch.cat(parts) for parts in zip(*kept, strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -95,7 +95,13 @@ def predict_visit(
     private += batch * sum(one.saved_bytes for one in held[first:])
     cache = kept * blocks[first].input_bytes if cached else 0
     private += cache if cache <= training.cache_bytes else 0
-    private += kept * blocks[-1].output_bytes if teacher else 0
+    by_teacher = {
+        "logits": blocks[-1].output_bytes,
+        # A float and a class number each.
+        "top_k": min(blocks[-1].output_bytes, 8 * loss.teacher_top_k),
+        "last_hidden": blocks[-1].input_bytes,
+    }
+    private += kept * by_teacher[loss.teacher] if teacher else 0
     return VisitCost(
         samples=samples,
         flops=flops,

@@ -85,12 +85,20 @@ def check_shards(
     ]
 
 
-def check_pictures(config: SnakeConfig, nodes: Sequence[NodeSpec]) -> None:
-    """Check that what is to be mirrored or cropped are pictures.
+def check_settings(config: SnakeConfig, nodes: Sequence[NodeSpec]) -> None:
+    """Check that augmentation and teacher fit the nodes' rows.
 
     Raises:
-        ConfigError: If rows are not floats of shape (channels, height, width).
+        ConfigError: If what is to be mirrored or cropped are not floats of shape (channels, height,
+            width), or if the likeliest classes are to be kept and there are none.
     """
+    for node in nodes:
+        if node.classes is None and config.loss.teacher == "top_k":
+            raise ConfigError(
+                "loss.teacher",
+                f"'top_k' is for classes, and the labels of {node.name} are numbers",
+                'set it to "logits"',
+            )
     settings = config.augmentation
     key = "flip" if settings.flip else "crop"
     if not (settings.flip or settings.crop):

@@ -60,7 +60,7 @@ def gradients(stack, trained, batch, *, whole):
         with torch.no_grad():
             features = stack(inputs, 0, first)
         outputs = stack(features, first)
-    objective(outputs, targets, teacher).backward()
+    objective(outputs, targets, (teacher,)).backward()
     return {
         (block, name): weight.grad
         for block in trained

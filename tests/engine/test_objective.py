@@ -11,11 +11,11 @@ from ray_snake.engine.objective import (
     Objective,
     correct,
     cross_entropy,
-    distillation,
     is_classification,
     log_frequencies,
     mean_squared_error,
 )
+from ray_snake.engine.teacher import distillation
 
 CLASSES = 4
 
@@ -51,7 +51,7 @@ def test_the_loss_is_adjusted_cross_entropy_and_softened_divergence(
     counts = generator.integers(1, 50, CLASSES)
     settings = LossConfig(distillation=a, logit_adjustment=tau, temperature=temperature)
     objective = Objective(settings, label_counts=torch.from_numpy(counts))
-    loss = objective(torch.tensor(logits), torch.tensor(labels), torch.tensor(teacher))
+    loss = objective(torch.tensor(logits), torch.tensor(labels), (torch.tensor(teacher),))
     expected = reference(logits, labels, teacher, counts, a=a, tau=tau, temperature=temperature)
     assert float(loss) == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
@@ -111,7 +111,7 @@ def test_an_absent_class_counts_as_a_thousandth_of_an_even_share():
 def test_absent_classes_leave_loss_and_gradients_finite():
     outputs = (torch.randn(3, CLASSES) * 50).requires_grad_()
     objective = Objective(LossConfig(logit_adjustment=5.0), label_counts=torch.tensor([7, 0, 0, 0]))
-    loss = objective(outputs, torch.tensor([0, 0, 3]), torch.randn(3, CLASSES))
+    loss = objective(outputs, torch.tensor([0, 0, 3]), (torch.randn(3, CLASSES),))
     loss.backward()
     assert math.isfinite(loss.item())
     assert bool(torch.isfinite(outputs.grad).all())
@@ -133,7 +133,7 @@ def test_float_targets_are_neither_adjusted_nor_softened():
     settings = LossConfig(name="mse", distillation=0.25, logit_adjustment=1.0)
     objective = Objective(settings, label_counts=torch.tensor([1, 9]))
     expected = 0.75 * ((outputs - targets) ** 2).mean() + 0.25 * ((outputs - teacher) ** 2).mean()
-    assert float(objective(outputs, targets, teacher)) == pytest.approx(float(expected))
+    assert float(objective(outputs, targets, (teacher,))) == pytest.approx(float(expected))
 
 
 def test_mean_squared_error_takes_targets_without_the_last_axis():

@@ -33,11 +33,20 @@ class Scale:
     batch_size: int = 32
     precision: str = "fp32"
     gpus: float = 0.0
-    rates: tuple[float, ...] = (0.01, 0.03, 0.06)
+    rates: tuple[float, ...] = (0.003, 0.01, 0.03)
 
 
 SCALES = {
-    "tiny": Scale(width=0.125, nodes=3, rows=240, held_out=60, watched=60, trips=3, tuning_trips=1),
+    "tiny": Scale(
+        width=0.125,
+        nodes=3,
+        rows=240,
+        held_out=60,
+        watched=60,
+        trips=3,
+        tuning_trips=1,
+        precision="bf16",
+    ),
     "small": Scale(
         width=0.25, rows=20_000, held_out=2_000, watched=2_000, trips=12, tuning_trips=3
     ),

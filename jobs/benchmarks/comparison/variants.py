@@ -36,11 +36,6 @@ class Variant:
         return "snake" if self.ablates else self.name
 
 
-def snake(name: str = "snake", ablates: str = "", **sections: Any) -> Variant:  # noqa: ANN401
-    """Return the default snake with some settings changed."""
-    return Variant(name=name, settings={"strategy": "snake", **sections}, ablates=ablates)
-
-
 RIVALS = (
     Variant(name="centralised", settings={"strategy": "centralised", "loss": PLAIN}, pooled=True),
     Variant(name="local", settings={"strategy": "local", "loss": PLAIN}, alone=True),
@@ -62,15 +57,47 @@ RIVALS = (
     ),
 )
 
-WITHOUT_WARM_UP = {
-    "warmup_trips": 0,
-    "train_first": True,
-    "spans": [[1, 2, 3], [4, 5], [6], [7], [8]],
+# The first two blocks only train in the warm-up: of a visit's memory most is what their large
+# pictures leave for the backward pass.
+SNAKE = {
+    "spans": [[2, 3, 4], [5, 6], [7, 8]],
+    "warmup_trips": 2,
+    "warmup_rate": 0.5,
 }
+WITHOUT_WARM_UP = {
+    "spans": [[0, 1], [2, 3, 4], [5, 6], [7, 8]],
+    "warmup_trips": 0,
+}
+
+
+def snake(name: str = "snake", ablates: str = "", **sections: Any) -> Variant:  # noqa: ANN401
+    """Return the default snake with some sections' settings changed."""
+    settings: dict[str, Any] = {"strategy": "snake", "snake": SNAKE, "loss": KEPT, **sections}
+    return Variant(name=name, settings=settings, ablates=ablates)
+
 
 SNAKES = (
     snake(),
-    snake("snake-no-warm-up", ablates="warm-up", snake=WITHOUT_WARM_UP),
+    snake("snake-no-warm-up", "warm-up", snake=WITHOUT_WARM_UP),
+    snake("snake-first-block", "ends", snake={**SNAKE, "train_first": True}),
+    snake("snake-no-last-block", "ends", snake={**SNAKE, "train_last": False}),
+    snake("snake-diagonal", "order", snake={**SNAKE, "order": "diagonal"}),
+    snake("snake-random", "order", snake={**SNAKE, "order": "random"}),
+    snake("snake-no-la", "logit adjustment", loss={**KEPT, "logit_adjustment": 0.0}),
+    snake("snake-no-kd", "distillation", loss=ADJUSTED),
+    snake("snake-kd-0.3", "distillation", loss={**KEPT, "distillation": 0.3}),
+    snake("snake-proximal", "proximal", loss={**KEPT, "proximal": 0.01}),
+    snake("snake-carry", "optimizer state", training={"optimizer_state": "carry"}),
+    snake("snake-batch-norm", "norm", model={"options": {"norm": "batch"}}),
+    snake(
+        "snake-fixbn",
+        "norm",
+        model={"options": {"norm": "batch"}},
+        training={"fix_norms_after_trips": 4},
+    ),
+    snake("snake-no-norm", "norm", model={"options": {"norm": "none"}}),
+    snake("snake-flip-crop", "augmentation", augmentation={"flip": True, "crop": 4}),
+    snake("snake-int8", "codec", codec={"name": "int8"}),
 )
 
 VARIANTS = {one.name: one for one in (*RIVALS, *SNAKES)}

@@ -178,10 +178,15 @@ class Comparison:
 
 def made_by() -> str:
     """Return the command, the commit and the machine, for the head of a table."""
+    root = Path(__file__).parents[2]
     commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+        ["git", "-C", str(root), "describe", "--always", "--dirty"],
+        capture_output=True,
+        text=True,
+        check=False,
     ).stdout.strip()
-    command = " ".join(["python", *sys.argv])
+    program = Path(__file__).relative_to(root)
+    command = " ".join(["python", str(program), *sys.argv[1:]])
     cores, version = os.cpu_count(), torch.__version__
     return (
         f"`{command}`, commit {commit or 'unknown'}, {platform.machine()} with {cores} cores, "

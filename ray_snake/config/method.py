@@ -99,6 +99,11 @@ class TrainingConfig(Section):
     clip_norm: Annotated[PositiveFloat | None, BeforeValidator(none_if_named)] = Field(
         default=5.0, description='Largest norm of a step\'s gradient; "none" switches clipping off.'
     )
+    recompute: Literal["none", "frozen"] = Field(
+        default="none",
+        description="`frozen`: frozen blocks behind a trained one keep their input alone for the "
+        "backward pass and run again then. Less memory, more computing, the same bits.",
+    )
     cache_bytes: NonNegativeInt = Field(
         default=2**28,
         description="Up to this size a visit's prefix outputs stay in memory; beyond it they go "

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
 
 from ray_snake.errors import ModelError
 
@@ -41,6 +42,7 @@ class BlockStack(nn.Module):
             raise ModelError("model", "has no blocks", "return a network with at least one layer")
         self.names = tuple(name for name, _ in named)
         self.blocks = nn.ModuleList(module for _, module in named)
+        self.recomputed: frozenset[int] = frozenset()
         self._refuse_shared_weights()
         self._ties = tuple(_ties(module) for module in self.blocks)
 
@@ -118,9 +120,16 @@ class BlockStack(nn.Module):
         return len(self.blocks)
 
     def forward(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
-        """Run blocks [start, stop) on `x`, the output of block start-1; by default to the end."""
+        """Run blocks [start, stop) on `x`, the output of block start-1; by default to the end.
+
+        Blocks in `recomputed` keep nothing but their input for the backward pass, and run again
+        then. Frozen ones come to the same bits.
+        """
         for index in range(start, len(self.blocks) if stop is None else stop):
-            x = self.blocks[index](x)
+            if index in self.recomputed and torch.is_grad_enabled() and x.requires_grad:
+                x = checkpoint(self.blocks[index], x, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = self.blocks[index](x)
         return x
 
     def tensors(self, block: int) -> dict[str, Tensor]:

@@ -157,6 +157,8 @@ def train_visit(
                 device=device,
             )
         stack.freeze_all_but(trained, fix_norms=fix_norms)
+        if training.recompute == "frozen":
+            stack.recomputed = frozenset(range(len(stack))) - set(trained)
         try:
             for epoch, rows in visit_batches(len(samples), training, seed):
                 if control.stop.is_set():
@@ -173,6 +175,7 @@ def train_visit(
                 control.step, control.loss = meter.steps, meter.loss
         finally:
             features.close()
+            stack.recomputed = frozenset()
     seconds = time.perf_counter() - started
     finite, change = blocks.result(measure_update=measure_update)
     if carried is not None:

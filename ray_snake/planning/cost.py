@@ -92,7 +92,19 @@ def predict_visit(
     # SGD keeps one momentum buffer for each weight, AdamW two averages.
     state = 2 if training.optimizer == "adamw" else (1 if training.momentum > 0 else 0)
     private = trained * (2 + state)
-    private += batch * sum(one.saved_bytes for one in held[first:])
+    again = {
+        index
+        for index in range(first, len(held))
+        if training.recompute == "frozen" and index not in visit.trained
+    }
+    flops += samples * sum(blocks[index].forward_flops for index in again)
+    private += batch * sum(
+        one.input_bytes if index in again else one.saved_bytes
+        for index, one in enumerate(held)
+        if index >= first
+    )
+    # Of those that run again the largest one's activations are there while it does.
+    private += batch * max((blocks[index].saved_bytes for index in again), default=0)
     cache = kept * blocks[first].input_bytes if cached else 0
     private += cache if cache <= training.cache_bytes else 0
     by_teacher = {

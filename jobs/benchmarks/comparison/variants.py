@@ -57,15 +57,15 @@ RIVALS = (
     ),
 )
 
-# The first two blocks only train in the warm-up: of a visit's memory most is what their large
-# pictures leave for the backward pass.
+# Spans of about equal memory. The first two blocks only train in the warm-up: most of what a visit
+# to them takes is what their large pictures leave for the backward pass.
 SNAKE = {
-    "spans": [[2, 3, 4], [5, 6], [7, 8]],
+    "spans": [[2, 3], [4, 5], [6], [7, 8]],
     "warmup_trips": 2,
     "warmup_rate": 0.5,
 }
 WITHOUT_WARM_UP = {
-    "spans": [[0, 1], [2, 3, 4], [5, 6], [7, 8]],
+    "spans": [[0, 1], [2, 3], [4, 5], [6], [7, 8]],
     "warmup_trips": 0,
 }
 
@@ -73,6 +73,7 @@ WITHOUT_WARM_UP = {
 def snake(name: str = "snake", ablates: str = "", **sections: Any) -> Variant:  # noqa: ANN401
     """Return the default snake with some sections' settings changed."""
     settings: dict[str, Any] = {"strategy": "snake", "snake": SNAKE, "loss": KEPT, **sections}
+    settings["training"] = {"recompute": "frozen", **sections.get("training", {})}
     return Variant(name=name, settings=settings, ablates=ablates)
 
 

@@ -29,7 +29,8 @@ from comparison.scales import SCALES, Scale
 from comparison.tables import write_results
 from comparison.variants import VARIANTS
 
-COMMON = Path(__file__).parents[1] / "configs" / "comparison.toml"
+ROOT = Path(__file__).parents[2]
+COMMON = ROOT / "jobs" / "configs" / "comparison.toml"
 TUNING_SEED = 0
 
 
@@ -161,6 +162,7 @@ class Comparison:
         pictures = self.pictures(cell.partition)
         config = settings(cell, self._scale, pictures, self._common)
         row = train(cell, self._scale, pictures, config, self._folder / "runs")
+        row["commit"] = commit()
         file = self._file(cell)
         file.parent.mkdir(parents=True, exist_ok=True)
         scratch = file.with_suffix(".part")
@@ -178,20 +180,23 @@ class Comparison:
 
 def made_by() -> str:
     """Return the command, the commit and the machine, for the head of a table."""
-    root = Path(__file__).parents[2]
-    commit = subprocess.run(
-        ["git", "-C", str(root), "describe", "--always", "--dirty"],
+    command = " ".join(["python", str(Path(__file__).relative_to(ROOT)), *sys.argv[1:]])
+    cores, version = os.cpu_count(), torch.__version__
+    return (
+        f"`{command}`, commit {commit()}, {platform.machine()} with {cores} cores, "
+        f"torch {version}. A row's own commit stands in the Parquet file."
+    )
+
+
+def commit() -> str:
+    """Return the commit that runs."""
+    done = subprocess.run(
+        ["git", "-C", str(ROOT), "describe", "--always", "--dirty"],
         capture_output=True,
         text=True,
         check=False,
-    ).stdout.strip()
-    program = Path(__file__).relative_to(root)
-    command = " ".join(["python", str(program), *sys.argv[1:]])
-    cores, version = os.cpu_count(), torch.__version__
-    return (
-        f"`{command}`, commit {commit or 'unknown'}, {platform.machine()} with {cores} cores, "
-        f"torch {version}."
     )
+    return done.stdout.strip() or "unknown"
 
 
 def _lines(rows: Sequence[dict[str, Any]]) -> str:

@@ -203,6 +203,7 @@ class SnakeTrainer:
     def _run(self, tell: Callable[[Event], None]) -> tuple[Storage, str]:
         """Check everything, then drive the run; return its folder and its weights' SHA-256."""
         tell(Preparing(what="looking at model and data"))
+        from ray_snake.runtime.forecast import measured_costs
         from ray_snake.runtime.preflight import check_model, check_settings, check_shards
 
         config = self._recipe.config
@@ -230,7 +231,11 @@ class SnakeTrainer:
             if not self._resume:
                 custom = self._recipe.function is not None
                 RunFolder.create(storage, config, names, custom_model=custom)
-            blocks = BlockTable(names=stack.names, bytes=stack.block_bytes())
+            blocks = BlockTable(
+                names=stack.names,
+                bytes=stack.block_bytes(),
+                costs=measured_costs(config, stack, specs) if config.snake.adapt else (),
+            )
             return storage, self._drive(blocks, specs, evaluation, storage, gpus, tell)
 
     def _evaluation_source(self) -> ShardSource | None:

@@ -1,6 +1,7 @@
 """Rounds of parallel training from one model, whose results are averaged at the driver's side.
 
-A trip is a round. Its visits are carried out one after another; none sees another's result.
+A trip is a round. Its visits are carried out one after another, or `snake.heads` at once; none sees
+another's result.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ class FedAvg(Strategy):
     """
 
     averages: ClassVar[bool] = True
+    spreads: ClassVar[bool] = True
 
     def plan(self, number: int, trip: int, node: int) -> Visit:
         """Return a visit that trains everything."""

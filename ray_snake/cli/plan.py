@@ -59,7 +59,7 @@ def plan(config: Path, settings: tuple[str, ...], shown_trips: int) -> None:
             str(row.visit.span),
             _ranges(row.visit.trained),
             str(nodes[row.visit.node].samples),
-            format_seconds(row.seconds),
+            format_seconds(row.cost.seconds),
             format_bytes(row.cost.private_bytes),
             format_bytes(row.bytes_pulled),
         )

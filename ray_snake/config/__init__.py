@@ -15,6 +15,7 @@ from ray_snake.config.cluster import (
 )
 from ray_snake.config.data import DataConfig, EvaluationConfig, ModelConfig, PartitionConfig
 from ray_snake.config.method import (
+    AdaptationConfig,
     AugmentationConfig,
     BaselineConfig,
     LossConfig,
@@ -25,6 +26,7 @@ from ray_snake.config.root import SnakeConfig
 
 __all__ = [
     "AcceptanceConfig",
+    "AdaptationConfig",
     "AugmentationConfig",
     "BaselineConfig",
     "CodecConfig",

@@ -48,6 +48,25 @@ class SnakeSection(Section):
         default=1.0,
         description="Factor of the learning rate where the whole model trains: it bears less.",
     )
+    adapt: bool = Field(
+        default=False,
+        description="Suit visits to what nodes turn out to be able to do: see `[adaptation]`. "
+        "False: the fixed order, and the same weights each time.",
+    )
+    heads: PositiveInt = Field(
+        default=1,
+        description="Visits under way at once, on as many nodes, each to blocks of its own. They "
+        "count as they come in, so more than one head makes runs differ in their weights. With "
+        "`fedavg` and its like: the nodes that train at once.",
+    )
+    heads_after_trips: NonNegativeInt = Field(
+        default=0, description="First trips with a single head, before the others set out."
+    )
+    max_staleness: Annotated[PositiveInt | None, BeforeValidator(none_if_named)] = Field(
+        default=None,
+        description="Results that came in during a visit beyond which its own is refused. None: "
+        "any number.",
+    )
     train_first: bool = Field(
         default=False, description="Train the first block (basic features) in every visit too."
     )
@@ -63,6 +82,40 @@ class SnakeSection(Section):
                 f"{self.order}; set it to 1"
             )
         return self
+
+
+class AdaptationConfig(Section):
+    """How far `snake.adapt` may go: fewer steps and cheaper spans for slow nodes."""
+
+    patience: PositiveFloat = Field(
+        default=1.0,
+        description="How long a visit may be, in medians of what all nodes' full visits take.",
+    )
+    min_steps: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.25, description="The least share of its steps that a visit makes all the same."
+    )
+    min_coverage: Fraction = Field(
+        default=0.5,
+        description="How often every node trains each span at least, as a share of how often it "
+        "would if all came equally often.",
+    )
+    hysteresis: Fraction = Field(
+        default=0.2,
+        description="Change of a predicted time, as a share of it, below which nothing changes.",
+    )
+    deadline: Annotated[PositiveFloat | None, BeforeValidator(none_if_named)] = Field(
+        default=4.0,
+        description='Multiple of its predicted time after which a visit is stopped. "none": never.',
+    )
+    min_deadline_seconds: PositiveFloat = Field(
+        default=10.0, description="No visit is stopped before this."
+    )
+    late: Literal["use", "drop"] = Field(
+        default="use", description="What becomes of the steps that a stopped visit has made."
+    )
+    probation_trips: NonNegativeInt = Field(
+        default=1, description="Trips in which a node that was late comes last, with fewest steps."
+    )
 
 
 class TrainingConfig(Section):

@@ -21,6 +21,7 @@ from ray_snake.config.cluster import (
 )
 from ray_snake.config.data import DataConfig, EvaluationConfig, ModelConfig
 from ray_snake.config.method import (
+    AdaptationConfig,
     AugmentationConfig,
     BaselineConfig,
     LossConfig,
@@ -60,6 +61,7 @@ class SnakeConfig(Section):
     data: DataConfig = DataConfig()
     nodes: NodesConfig = NodesConfig()
     snake: SnakeSection = SnakeSection()
+    adaptation: AdaptationConfig = AdaptationConfig()
     training: TrainingConfig = TrainingConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
     loss: LossConfig = LossConfig()
@@ -78,6 +80,7 @@ class SnakeConfig(Section):
         "model",
         "data",
         "snake",
+        "adaptation",
         "training",
         "augmentation",
         "loss",

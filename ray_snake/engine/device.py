@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import psutil
 import torch
 
 
@@ -32,3 +33,10 @@ def take_device(gpu_share: float) -> torch.device:
     if gpu_share < 1:
         torch.cuda.set_per_process_memory_fraction(gpu_share, device)
     return device
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return the bytes that a device has free now; of the CPU, those of its machine."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)

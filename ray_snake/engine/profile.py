@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
+from ray_snake.config import TrainingConfig
 from ray_snake.engine.stack import BlockStack
+from ray_snake.engine.visit import computing
 from ray_snake.planning.cost import BlockCost
+
+REPEATS = 3
+"""How often each block is timed, after once to warm up."""
 
 
 def profile_blocks(
@@ -65,6 +72,94 @@ def profile_blocks(
         x = y.detach()
         skeleton.unload(index)
     return costs, flops / max(seconds, 1e-9)
+
+
+def time_blocks(
+    skeleton: BlockStack,
+    costs: Sequence[BlockCost],
+    sample_shape: tuple[int, ...],
+    *,
+    integer_inputs: bool,
+    training: TrainingConfig,
+    threads: int,
+) -> tuple[BlockCost, ...]:
+    """Measure how long each block takes on this machine, forward and backward.
+
+    Args:
+        skeleton: A stack on the meta device.
+        costs: What is known of its blocks: `profile_blocks`.
+        sample_shape: Shape of one input.
+        integer_inputs: Whether inputs are int64 rather than float32.
+        training: Batch size and precision.
+        threads: How many threads torch may use, as on a node.
+
+    Returns:
+        The costs with seconds for one sample: the least of `REPEATS` batches each.
+    """
+    dtype = torch.int64 if integer_inputs else torch.float32
+    x = torch.zeros((training.batch_size, *sample_shape), dtype=dtype)
+    timed = []
+    skeleton.eval()
+    former = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for index, cost in enumerate(costs):
+            weights = {
+                weight: torch.randn(tensor.shape, dtype=tensor.dtype) * 0.02
+                if tensor.is_floating_point()
+                else torch.zeros_like(tensor, device="cpu")
+                for weight, tensor in skeleton.tensors(index).items()
+            }
+            skeleton.load(index, weights, trainable=False)
+            with computing(training, x.device):
+                forward, frozen, trained, x = _time_block(skeleton.blocks[index], x)
+            rows = training.batch_size
+            timed.append(
+                replace(
+                    cost,
+                    forward_seconds=forward / rows,
+                    backward_seconds=frozen / rows,
+                    training_seconds=trained / rows,
+                )
+            )
+            skeleton.unload(index)
+    finally:
+        torch.set_num_threads(former)
+    return tuple(timed)
+
+
+def _time_block(block: nn.Module, x: Tensor) -> tuple[float, float, float, Tensor]:
+    """Return seconds forward, backward with frozen and with trained weights; and the output."""
+
+    def backward() -> float:
+        inputs = x.detach().requires_grad_(x.is_floating_point())
+        y = block(inputs)
+        if not y.requires_grad:
+            return 0.0
+        gradient = torch.ones_like(y)
+        started = time.perf_counter()
+        y.backward(gradient)
+        return time.perf_counter() - started
+
+    def forward() -> float:
+        started = time.perf_counter()
+        with torch.no_grad():
+            block(x)
+        return time.perf_counter() - started
+
+    seconds = _least(forward)
+    block.requires_grad_(False)
+    frozen = _least(backward)
+    block.requires_grad_(True)
+    trained = _least(backward)
+    block.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        return seconds, frozen, trained, block(x)
+
+
+def _least(measure: Callable[[], float]) -> float:
+    measure()
+    return min(measure() for _ in range(REPEATS))
 
 
 class _SavedBytes:

@@ -35,10 +35,33 @@ def in_order(rows: int, batch_size: int) -> Iterator[Rows]:
         yield np.arange(start, min(start + batch_size, rows), dtype=np.int64)
 
 
-def batches_per_epoch(rows: int, batch_size: int) -> int:
-    """Return how many batches `shuffled` yields."""
-    whole, rest = divmod(rows, batch_size)
-    return whole + (1 if rest > 1 or (rest == 1 and whole == 0) else 0)
+class Subset:
+    """Some rows of a shard, as if there were no others.
+
+    Args:
+        samples: The shard.
+        rows: Their row numbers.
+    """
+
+    def __init__(self, samples: Samples, rows: Rows) -> None:
+        self._samples = samples
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def batch(self, rows: Rows) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return (inputs, targets) of the rows, counted among these."""
+        return self._samples.batch(self._rows[rows])
+
+
+def drawn(samples: Samples, count: int, seed: int) -> Samples:
+    """Return `count` rows of a shard drawn from `seed`, or the shard if it has no more."""
+    if count >= len(samples):
+        return samples
+    draw = np.random.Generator(np.random.PCG64(seed))
+    rows = draw.choice(len(samples), size=count, replace=False, shuffle=False)
+    return Subset(samples, np.sort(rows).astype(np.int64))
 
 
 def shuffled(rows: int, batch_size: int, seed: int) -> Iterator[Rows]:

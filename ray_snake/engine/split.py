@@ -25,12 +25,11 @@ from ray_snake.engine.visit import (
     TrainingMeter,
     VisitControl,
     VisitOutcome,
-    VisitStoppedError,
     judge_batch,
     passes_over,
-    total_steps,
     visit_batches,
 )
+from ray_snake.planning.cost import total_steps
 from ray_snake.seeds import derive_seed
 
 
@@ -111,8 +110,8 @@ def train_front(
         started = time.perf_counter()
         stack.freeze_all_but(range(cut), fix_norms=fix_norms)
         for epoch, rows in visit_batches(len(samples), training, seed):
-            if control.stop.is_set():
-                raise VisitStoppedError
+            if control.ends_early():
+                break
             inputs, targets = load_batch(samples, rows, device)
             inputs = augment(inputs, rows, epoch % augment.draws)
             outputs = stack(inputs, 0, cut)

@@ -19,7 +19,7 @@ from ray_snake.engine.objective import Objective, correct, is_classification
 from ray_snake.engine.samples import (
     Rows,
     Samples,
-    batches_per_epoch,
+    drawn,
     in_order,
     load_batch,
     shuffled,
@@ -27,6 +27,7 @@ from ray_snake.engine.samples import (
 from ray_snake.engine.stack import BlockStack
 from ray_snake.engine.teacher import Kept
 from ray_snake.engine.trained import Carried, TrainedBlocks
+from ray_snake.planning.cost import batches_per_epoch, total_steps
 from ray_snake.seeds import derive_seed
 
 
@@ -69,6 +70,17 @@ class VisitControl:
     steps: int = 0
     loss: float = math.nan
     stop: threading.Event = field(default_factory=threading.Event)
+    finish: threading.Event = field(default_factory=threading.Event)
+
+    def ends_early(self) -> bool:
+        """Return whether the visit is to end with the steps that it made so far.
+
+        Raises:
+            VisitStoppedError: If it is to end with nothing.
+        """
+        if self.stop.is_set():
+            raise VisitStoppedError
+        return self.finish.is_set()
 
 
 class VisitStoppedError(Exception):
@@ -118,7 +130,8 @@ def train_visit(
         measure_update: Whether to take the norm of the change: one more pass over the weights
             before they can travel on.
         device: Where to compute; the CPU by default.
-        control: Told the progress; its `stop` ends the visit before the next step.
+        control: Told the progress; its `stop` ends the visit before the next step, its `finish`
+            too, but with what was trained so far.
 
     Raises:
         VisitStoppedError: If `control.stop` was set.
@@ -136,6 +149,9 @@ def train_visit(
         device=device,
     )
     control.steps = total_steps(len(samples), training)
+    if training.steps is not None:
+        # In less than one pass neither prefix nor teacher need see other rows.
+        samples = drawn(samples, control.steps * training.batch_size, derive_seed(seed, "rows"))
     meter = TrainingMeter()
     last = len(stack) - 1
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -161,8 +177,8 @@ def train_visit(
             stack.recomputed = frozenset(range(len(stack))) - set(trained)
         try:
             for epoch, rows in visit_batches(len(samples), training, seed):
-                if control.stop.is_set():
-                    raise VisitStoppedError
+                if control.ends_early():
+                    break
                 with computing(training, device):
                     inputs, targets, kept = features.batch(rows, epoch)
                     hidden = stack(inputs, features.first, last)
@@ -199,11 +215,6 @@ def computing(training: TrainingConfig, device: torch.device) -> torch.autocast:
     one, casts of weights are kept.
     """
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=training.precision == "bf16")
-
-
-def total_steps(rows: int, training: TrainingConfig) -> int:
-    """Return the optimizer steps of a visit to a shard of `rows` rows."""
-    return training.steps or training.epochs * batches_per_epoch(rows, training.batch_size)
 
 
 def passes_over(rows: int, training: TrainingConfig) -> int:

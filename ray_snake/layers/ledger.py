@@ -77,9 +77,13 @@ class Ledger(Generic[Ref]):
         """Current version of each block, in block order."""
         return tuple(self._versions)
 
+    def is_needed(self, block: int, version: int) -> bool:
+        """Return whether a version is current, or what others are the difference from."""
+        return version in (self._versions[block], self._anchor(block))
+
     def add(self, parcel: Parcel[Ref]) -> None:
         """Note one more object that a version can be had from; no matter if it is not needed."""
-        if self._is_needed(parcel.block, parcel.version):
+        if self.is_needed(parcel.block, parcel.version):
             self._parcels.setdefault((parcel.block, parcel.version), []).append(parcel)
 
     def needs(
@@ -175,7 +179,7 @@ class Ledger(Generic[Ref]):
         for block, version in versions:
             held.add((block, version))
             for other in [one for one in held if one[0] == block]:
-                if not self._is_needed(*other) and version >= self._anchor(block):
+                if not self.is_needed(*other) and version >= self._anchor(block):
                     held.remove(other)
                     releases.append(Release(node=node, block=block, version=other[1]))
         return releases
@@ -212,7 +216,7 @@ class Ledger(Generic[Ref]):
             former = self._versions[block]
             self._versions[block] = version
             self.add(parcel)
-            if self._is_needed(block, former):
+            if self.is_needed(block, former):
                 continue
             self._drop(block, former)
             for node, held in self._held.items():
@@ -229,12 +233,9 @@ class Ledger(Generic[Ref]):
             if one.base is None or (block, one.base) in held
         ]
 
-    def _is_needed(self, block: int, version: int) -> bool:
-        return version in (self._versions[block], self._anchor(block))
-
     def _anchor(self, block: int) -> int:
         return self._versions[block] if self._anchors is None else self._anchors[block]
 
     def _drop(self, block: int, version: int) -> None:
-        if not self._is_needed(block, version):
+        if not self.is_needed(block, version):
             self._parcels.pop((block, version), None)

@@ -21,6 +21,9 @@ class BlockCost:
         saved_bytes: What its forward pass keeps for the backward pass, weights left out.
         input_bytes: Size of its input.
         output_bytes: Size of its output.
+        forward_seconds: Time of its forward pass where it was measured; 0 if it was not.
+        backward_seconds: Time of its backward pass with frozen weights, likewise.
+        training_seconds: Time of its backward pass with trained weights, likewise.
     """
 
     name: str
@@ -29,6 +32,9 @@ class BlockCost:
     saved_bytes: int
     input_bytes: int
     output_bytes: int
+    forward_seconds: float = 0.0
+    backward_seconds: float = 0.0
+    training_seconds: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +47,140 @@ class VisitCost:
         private_bytes: Peak memory of the visit that is the node's own: trained weights with
             gradients and optimizer state, saved activations of a batch, prefix cache.
         shared_bytes: Frozen weights: views of the machine's object store.
+        seconds: Computing time where the blocks were measured; 0 if they were not.
     """
 
     samples: int
     flops: float
     private_bytes: int
     shared_bytes: int
+    seconds: float
+
+
+def batches_per_epoch(rows: int, batch_size: int) -> int:
+    """Return the batches of one pass over a shard; a last one of a single row is left out."""
+    whole, rest = divmod(rows, batch_size)
+    return whole + (1 if rest > 1 or (rest == 1 and whole == 0) else 0)
+
+
+def total_steps(rows: int, training: TrainingConfig) -> int:
+    """Return the optimizer steps of a visit to a shard of `rows` rows."""
+    return training.steps or training.epochs * batches_per_epoch(rows, training.batch_size)
+
+
+class VisitModel:
+    """Predicts visits that train the same blocks, whatever their nodes' rows.
+
+    A backward pass costs a frozen block one more forward pass (the gradient of its input) and a
+    trained one two (of its weights too). Activations count as PyTorch saves them by default; a
+    prefix cache beyond `cache_bytes` lies on disk and doesn't count.
+
+    Args:
+        visit: A visit to the blocks.
+        blocks: What each block of the network costs.
+        training: How a visit trains.
+        loss: What it minimises.
+        augmentation: How rows are changed; none: not at all.
+    """
+
+    def __init__(
+        self,
+        visit: Visit,
+        blocks: Sequence[BlockCost],
+        *,
+        training: TrainingConfig,
+        loss: LossConfig,
+        augmentation: AugmentationConfig | None = None,
+    ) -> None:
+        self._training = training
+        self._teacher = loss.distillation > 0
+        self._variants: int | None = 1
+        if augmentation is not None and (augmentation.flip or augmentation.crop):
+            self._variants = augmentation.variants
+        trained = set(visit.trained)
+        self._first = first = visit.trained[0]
+        # Of a network that is cut the node holds the front alone.
+        held = [one for index, one in enumerate(blocks) if visit.on_node(index)]
+        again = {
+            index
+            for index in range(first, len(held))
+            if training.recompute == "frozen" and index not in trained
+        }
+        self._prefix = _Work.of(blocks[:first])
+        self._rest = _Work.of(blocks[first:])
+        self._again = _Work.of([blocks[index] for index in again])
+        self._backward = _Work(
+            flops=sum(
+                one.forward_flops * (2 if index in trained else 1)
+                for index, one in enumerate(blocks)
+                if index >= first
+            ),
+            # Nobody needs the gradient of the first trained block's input.
+            seconds=sum(
+                one.training_seconds if index in trained else one.backward_seconds
+                for index, one in enumerate(blocks)
+                if index >= first
+            )
+            - blocks[first].backward_seconds,
+        )
+        weights = sum(blocks[index].weight_bytes for index in trained if visit.on_node(index))
+        # SGD keeps one momentum buffer for each weight, AdamW two averages.
+        state = 2 if training.optimizer == "adamw" else (1 if training.momentum > 0 else 0)
+        self._weight_bytes = weights * (2 + state)
+        self._shared_bytes = sum(one.weight_bytes for one in held) - weights
+        self._saved_bytes = sum(
+            one.input_bytes if index in again else one.saved_bytes
+            for index, one in enumerate(held)
+            if index >= first
+        )
+        # Of those that run again the largest one's activations are there while it does.
+        self._saved_bytes += max((blocks[index].saved_bytes for index in again), default=0)
+        self._input_bytes = blocks[first].input_bytes
+        self._teacher_bytes = {
+            "logits": blocks[-1].output_bytes,
+            # A float and a class number each.
+            "top_k": min(blocks[-1].output_bytes, 8 * loss.teacher_top_k),
+            "last_hidden": blocks[-1].input_bytes,
+        }[loss.teacher]
+
+    def predict(self, *, rows: int, steps: int) -> VisitCost:
+        """Predict a visit to a shard of `rows` rows in `steps` optimizer steps."""
+        training = self._training
+        batch = min(training.batch_size, rows)
+        samples, kept, cached = self._counts(rows, steps)
+        judged = kept if self._teacher else 0
+        private = self._weight_bytes + batch * self._saved_bytes + judged * self._teacher_bytes
+        cache = kept * self._input_bytes if cached else 0
+        return VisitCost(
+            samples=samples,
+            flops=self._prefix.flops * (kept if cached else samples)
+            + self._rest.flops * (samples + judged)
+            + (self._backward.flops + self._again.flops) * samples,
+            private_bytes=private + (cache if cache <= training.cache_bytes else 0),
+            shared_bytes=self._shared_bytes,
+            seconds=self.seconds(rows=rows, steps=steps),
+        )
+
+    def seconds(self, *, rows: int, steps: int) -> float:
+        """Predict such a visit's computing time where the blocks were measured."""
+        samples, kept, cached = self._counts(rows, steps)
+        return (
+            self._prefix.seconds * (kept if cached else samples)
+            + self._rest.seconds * (samples + (kept if self._teacher else 0))
+            + (self._backward.seconds + self._again.seconds) * samples
+        )
+
+    def _counts(self, rows: int, steps: int) -> tuple[int, int, bool]:
+        """Return samples seen, rows kept for all passes, and whether the prefix's outputs are."""
+        training = self._training
+        samples = steps * min(training.batch_size, rows)
+        if training.steps is None and steps == total_steps(rows, training):
+            samples = training.epochs * rows
+        passes = math.ceil(samples / rows)
+        draws = passes if self._variants is None else min(passes, self._variants)
+        # A visit of less than one pass looks at no other rows than those it trains on.
+        kept = min(rows, samples) * draws
+        return samples, kept, self._first > 0 and (self._teacher or passes > draws)
 
 
 def predict_visit(
@@ -59,64 +193,22 @@ def predict_visit(
     loss: LossConfig,
     augmentation: AugmentationConfig | None = None,
 ) -> VisitCost:
-    """Predict a visit to a shard of `rows` rows in `steps` optimizer steps.
+    """Predict a visit to a shard of `rows` rows in `steps` optimizer steps; see `VisitModel`."""
+    model = VisitModel(visit, blocks, training=training, loss=loss, augmentation=augmentation)
+    return model.predict(rows=rows, steps=steps)
 
-    A backward pass costs a frozen block one more forward pass (the gradient of its input) and a
-    trained one two (of its weights too). Activations count as PyTorch saves them by default; a
-    prefix cache beyond `cache_bytes` lies on disk and doesn't count.
-    """
-    first = min(visit.trained)
-    batch = min(training.batch_size, rows)
-    samples = min(steps * batch, steps * training.batch_size)
-    samples = training.epochs * rows if training.steps is None else samples
-    teacher = loss.distillation > 0
-    passes = math.ceil(samples / rows)
-    draws = 1
-    if augmentation is not None and (augmentation.flip or augmentation.crop):
-        draws = min(passes, augmentation.variants or passes)
-    cached = first > 0 and (teacher or passes > draws)
-    kept = rows * draws
-    prefix = sum(one.forward_flops for one in blocks[:first])
-    rest = sum(one.forward_flops for one in blocks[first:])
-    backward = sum(
-        one.forward_flops * (2 if index in visit.trained else 1)
-        for index, one in enumerate(blocks)
-        if index >= first
-    )
-    flops = samples * (rest + backward)
-    flops += prefix * (kept if cached else samples)
-    flops += rest * kept if teacher else 0
-    # Of a network that is cut the node holds the front alone.
-    held = [one for index, one in enumerate(blocks) if visit.on_node(index)]
-    trained = sum(blocks[index].weight_bytes for index in visit.trained if visit.on_node(index))
-    # SGD keeps one momentum buffer for each weight, AdamW two averages.
-    state = 2 if training.optimizer == "adamw" else (1 if training.momentum > 0 else 0)
-    private = trained * (2 + state)
-    again = {
-        index
-        for index in range(first, len(held))
-        if training.recompute == "frozen" and index not in visit.trained
-    }
-    flops += samples * sum(blocks[index].forward_flops for index in again)
-    private += batch * sum(
-        one.input_bytes if index in again else one.saved_bytes
-        for index, one in enumerate(held)
-        if index >= first
-    )
-    # Of those that run again the largest one's activations are there while it does.
-    private += batch * max((blocks[index].saved_bytes for index in again), default=0)
-    cache = kept * blocks[first].input_bytes if cached else 0
-    private += cache if cache <= training.cache_bytes else 0
-    by_teacher = {
-        "logits": blocks[-1].output_bytes,
-        # A float and a class number each.
-        "top_k": min(blocks[-1].output_bytes, 8 * loss.teacher_top_k),
-        "last_hidden": blocks[-1].input_bytes,
-    }
-    private += kept * by_teacher[loss.teacher] if teacher else 0
-    return VisitCost(
-        samples=samples,
-        flops=flops,
-        private_bytes=private,
-        shared_bytes=sum(one.weight_bytes for one in held) - trained,
-    )
+
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """Operations and measured seconds for one sample."""
+
+    flops: float
+    seconds: float
+
+    @classmethod
+    def of(cls, blocks: Sequence[BlockCost]) -> _Work:
+        """Return those of some blocks' forward passes."""
+        return cls(
+            flops=sum(one.forward_flops for one in blocks),
+            seconds=sum(one.forward_seconds for one in blocks),
+        )

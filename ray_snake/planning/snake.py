@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 from ray_snake.config import SnakeConfig
 from ray_snake.errors import ConfigError
+from ray_snake.planning.adaptation import Adaptation, Choice
 from ray_snake.planning.coverage import Coverage
 from ray_snake.planning.order import Order, Turn, find_order
+from ray_snake.planning.outlook import Facts, Outcome, Outlook
 from ray_snake.planning.span import Visit, chosen_spans, cut_spans, trained_blocks
 from ray_snake.planning.strategy import Strategy
 
@@ -18,7 +21,8 @@ class Snake(Strategy):
 
     A visit counts towards coverage when it is handed out. A refused visit is told through
     `refused`, so that its node trains that span again sooner. The first `snake.warmup_trips` trips
-    train the whole model on the nodes that can.
+    train the whole model on the nodes that can. With `snake.adapt` the order proposes, and what
+    nodes turn out to be able to do decides (`planning.adaptation`).
 
     Args:
         config: The run's settings.
@@ -26,48 +30,91 @@ class Snake(Strategy):
         blocks: Number of blocks of the network.
 
     Raises:
-        ConfigError: If spans or warm-up nodes don't fit, or there is no such order.
+        ConfigError: If spans, heads or warm-up nodes don't fit, or there is no such order.
     """
 
     order: ClassVar[type[Order] | None] = None
     """A user's own order; none: the one that the settings name."""
+    spreads = True
 
     def __init__(self, config: SnakeConfig, *, nodes: int, blocks: int) -> None:
         super().__init__(config, nodes=nodes, blocks=blocks)
         snake = config.snake
         if snake.spans is None:
             self.spans = cut_spans(blocks, snake.span_width)
-            chosen = [tuple(span.blocks()) for span in self.spans]
+            self._chosen = [tuple(span.blocks()) for span in self.spans]
         else:
             self.spans = chosen_spans(blocks, snake.spans)
-            chosen = list(snake.spans)
-        trained = [
-            trained_blocks(one, blocks, train_first=snake.train_first, train_last=snake.train_last)
-            for one in chosen
-        ]
-        self._places = list(zip(self.spans, trained, strict=True))
+            self._chosen = list(snake.spans)
+        if snake.heads > len(self.spans):
+            raise ConfigError(
+                "snake.heads",
+                f"{snake.heads} are more than the spans, {len(self.spans)}",
+                "lower it, or make spans narrower",
+            )
+        self._places = {
+            place: Visit(
+                number=0,
+                trip=0,
+                node=0,
+                span=span,
+                trained=trained_blocks(
+                    own, blocks, train_first=snake.train_first, train_last=snake.train_last
+                ),
+            )
+            for place, (span, own) in enumerate(zip(self.spans, self._chosen, strict=True))
+        }
         self.coverage = Coverage(nodes, len(self.spans))
         self._order = (self.order or find_order(snake.order))(
             spans=len(self.spans), seed=config.seed, stay=snake.trips_per_span
         )
         self._warmup_nodes = frozenset(_warmup_nodes(config, nodes))
+        self._adaptation: Adaptation | None = None
+
+    def know(self, facts: Facts) -> Outlook:
+        """Adapt to what is known, if the settings say so."""
+        outlook = super().know(facts)
+        if self.config.snake.adapt:
+            places = list(self._places.values())
+            self._adaptation = Adaptation(self.config.adaptation, outlook, places)
+        return outlook
 
     def crossing(self, trip: int) -> list[int]:
         """Return the nodes of a trip as the order has them."""
-        return self._order.crossing(trip, self.nodes)
+        nodes = self._order.crossing(trip, self.nodes)
+        return nodes if self._adaptation is None else self._adaptation.crossing(trip, nodes)
 
     def plan(self, number: int, trip: int, node: int) -> Visit:
-        """Return a warm-up visit, or one to the span that order and coverage choose."""
-        warmup = self.config.snake.warmup_trips
-        if trip <= warmup:
-            if node in self._warmup_nodes:
-                return self.whole(number, trip, node)
-            turn = Turn(number=number, trip=trip, node=node)
+        """Return a warm-up visit, or one to the span that order, coverage and node allow."""
+        if trip <= self.config.snake.warmup_trips and node in self._warmup_nodes:
+            visit = self.whole(number, trip, node)
+            if self._adaptation is None:
+                return visit
+            choice = self._adaptation.shorten(visit)
+            return replace(visit, steps=choice.steps, why=choice.why)
+        free = self._free_places() or self._places
+        proposed = self._proposed(number, trip, node)
+        counts = self.coverage.counts(node)
+        if self._adaptation is not None:
+            choice = self._adaptation.suit(
+                node, trip=trip, proposed=proposed, places=free, counts=counts
+            )
+        elif proposed in free:
+            choice = Choice(place=proposed)
         else:
-            turn = Turn(number=number - warmup * self.nodes, trip=trip - warmup, node=node)
-        choice = self._order.choose(turn, self.coverage.least_trained(node, self._order.stay - 1))
-        span, trained = self._places[choice]
-        return Visit(number=number, trip=trip, node=node, span=span, trained=trained)
+            nearest = min(free, key=lambda one: (counts[one], abs(one - proposed), one))
+            choice = Choice(place=nearest)
+        there = free[choice.place]
+        return Visit(
+            number=number,
+            trip=trip,
+            node=node,
+            span=there.span,
+            trained=there.trained,
+            place=choice.place,
+            steps=choice.steps,
+            why=choice.why,
+        )
 
     def is_warm_up(self, visit: Visit) -> bool:
         """Return whether a visit trains the whole model, as only some nodes may be able to."""
@@ -80,13 +127,44 @@ class Snake(Strategy):
 
     def handed_out(self, visit: Visit) -> None:
         """Count a visit to a span."""
-        if not self.is_warm_up(visit):
-            self.coverage.add(visit.node, self._places.index((visit.span, visit.trained)))
+        if visit.place is None:
+            return
+        if self._adaptation is not None:
+            proposed = self._proposed(visit.number, visit.trip, visit.node)
+            self._adaptation.handed_out(proposed, visit)
+        self.coverage.add(visit.node, visit.place)
+
+    def observe(self, outcome: Outcome) -> None:
+        """Learn from what a visit took."""
+        super().observe(outcome)
+        if self._adaptation is not None:
+            self._adaptation.observe(outcome)
 
     def refused(self, visit: Visit) -> None:
         """Take a refused visit out of the coverage."""
-        if not self.is_warm_up(visit):
-            self.coverage.take_back(visit.node, self._places.index((visit.span, visit.trained)))
+        if visit.place is not None:
+            self.coverage.take_back(visit.node, visit.place)
+
+    def _proposed(self, number: int, trip: int, node: int) -> int:
+        """Return the place that order and coverage choose."""
+        warmup = self.config.snake.warmup_trips
+        before = warmup if trip > warmup else 0
+        turn = Turn(number=number - before * self.nodes, trip=trip - before, node=node)
+        return self._order.choose(turn, self.coverage.least_trained(node, self._order.stay - 1))
+
+    def _free_places(self) -> Mapping[int, Visit]:
+        """Return a visit to each place that no other trains at the moment.
+
+        Of a span's ends, those that another visit trains at the moment are left out.
+        """
+        if not self.running:
+            return self._places
+        busy = {block for visit in self.running for block in visit.trained}
+        return {
+            place: replace(visit, trained=tuple(one for one in visit.trained if one not in busy))
+            for place, visit in self._places.items()
+            if not busy & set(self._chosen[place])
+        }
 
 
 def _warmup_nodes(config: SnakeConfig, nodes: int) -> Sequence[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ray_snake.errors import ConfigError
 
@@ -43,6 +43,9 @@ class Visit:
             start from the same model; otherwise the next visit goes on from it.
         cut: First of the blocks that stay at the driver's side, where a server trains them on what
             the node sends it for every batch; none: the node has all blocks.
+        steps: Optimizer steps, fewer than the settings say; none: what they say.
+        place: Number of the span among those that its strategy has; none: it is none of them.
+        why: What made the driver leave the fixed order, in a few words; empty where it did not.
     """
 
     number: int
@@ -52,6 +55,9 @@ class Visit:
     trained: tuple[int, ...]
     averaged: bool = False
     cut: int | None = None
+    steps: int | None = None
+    place: int | None = field(default=None, compare=False)
+    why: str = field(default="", compare=False)
 
     def on_node(self, block: int) -> bool:
         """Return whether the node has a block, and not the server at the driver's side."""

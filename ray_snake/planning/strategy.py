@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
 from typing import ClassVar
 
 from ray_snake.config import SnakeConfig, TrainingConfig
 from ray_snake.errors import ConfigError
 from ray_snake.extensions import find
+from ray_snake.planning.outlook import Facts, Outcome, Outlook
 from ray_snake.planning.span import Span, Visit
 
 
@@ -33,15 +35,22 @@ class Strategy(ABC):
 
     averages: ClassVar[bool] = False
     """Whether some visits are averaged: all of a trip's then start from the same model."""
+    spreads: ClassVar[bool] = False
+    """Whether several visits can go on at once: they are averaged, or `plan` heeds `running`."""
 
     def __init__(self, config: SnakeConfig, *, nodes: int, blocks: int) -> None:
         self.config = config
         self.nodes = nodes
         self.blocks = blocks
         self.total = config.snake.trips * nodes
+        self.outlook: Outlook | None = None
+        """Predicts visits; none before `know`."""
+        self.running: tuple[Visit, ...] = ()
+        """The visits that go on while `plan` is asked for one more."""
         self._handed_out = 0
-        self._crossing: list[int] = []
-        self._crossing_of = 0
+        self._trip = 0
+        # What is left of the trips that have begun, in order.
+        self._left: dict[tuple[int, int], None] = {}
 
     @abstractmethod
     def plan(self, number: int, trip: int, node: int) -> Visit:
@@ -67,38 +76,91 @@ class Strategy(ABC):
         del visit
         return False
 
+    def know(self, facts: Facts) -> Outlook:
+        """Take what is known of nodes and blocks, before the first visit."""
+        self.outlook = Outlook(self.config, facts)
+        return self.outlook
+
     def handed_out(self, visit: Visit) -> None:  # noqa: B027 - for those that count
         """Note that a visit was handed out."""
+
+    def observe(self, outcome: Outcome) -> None:
+        """Note what a visit took that was handed out; in the order in which they come in."""
+        if self.outlook is not None:
+            self.outlook.observe(outcome)
 
     def refused(self, visit: Visit) -> None:  # noqa: B027 - likewise
         """Note that a visit's result did not become part of the model."""
 
-    def next(self) -> Visit | None:
-        """Hand out the next visit, or none when the run's trips are done."""
-        visit = self.peek()
+    @property
+    def trips(self) -> int:
+        """Trips of the whole run."""
+        return self.config.snake.trips
+
+    @property
+    def heads(self) -> int:
+        """Visits that may go on at once, now."""
+        snake = self.config.snake
+        trip = self._trip if self._left else self._trip + 1
+        return snake.heads if trip > snake.heads_after_trips else 1
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all visits were handed out."""
+        return not self._left and self._trip == self.trips
+
+    def next(self, running: Sequence[Visit] = (), busy: Collection[int] = ()) -> Visit | None:
+        """Hand out the next visit.
+
+        Args:
+            running: The visits that go on meanwhile.
+            busy: Nodes that can't be visited meanwhile.
+
+        Returns:
+            None when the run's trips are done, or when nothing can be done beside what is running.
+        """
+        if not self._left and self._trip < self.trips:
+            self._begin_trip()
+        visit = self.peek(running, busy)
         if visit is not None:
             self._handed_out = visit.number
+            del self._left[visit.trip, visit.node]
             self.handed_out(visit)
         return visit
 
-    def peek(self) -> Visit | None:
+    def peek(self, running: Sequence[Visit] = (), busy: Collection[int] = ()) -> Visit | None:
         """Return the visit that `next` would hand out now, without handing it out."""
-        if self._handed_out == self.total:
-            return None
-        trip, position = divmod(self._handed_out, self.nodes)
-        if self._crossing_of != trip + 1:
-            self._crossing_of = trip + 1
-            self._crossing = self.crossing(trip + 1)
-        return self.plan(self._handed_out + 1, trip + 1, self._crossing[position])
+        self.running = tuple(running)
+        for trip, node in self._left or self._following():
+            if node in busy:
+                continue
+            visit = self.plan(self._handed_out + 1, trip, node)
+            if all(_may_go_on_together(visit, one) for one in running):
+                return visit
+            if not self.spreads:
+                break
+        return None
+
+    def adopt(self, visit: Visit) -> None:
+        """Take a visit as handed out that was so before: see `next`."""
+        while self._trip < visit.trip:
+            self._begin_trip()
+        del self._left[visit.trip, visit.node]
+        self._handed_out = max(self._handed_out, visit.number)
+        self.handed_out(visit)
 
     def upcoming_nodes(self) -> list[int]:
         """Return the nodes that still have visits, in the order of their next one."""
-        trip, position = divmod(self._handed_out, self.nodes)
-        left = [] if position == 0 else self.crossing(trip + 1)[position:]
-        next_trip = trip + 1 if position == 0 else trip + 2
-        if next_trip * self.nodes <= self.total:
-            left = [*left, *self.crossing(next_trip)]
-        return list(dict.fromkeys(left))
+        return list(dict.fromkeys(node for _, node in [*self._left, *self._following()]))
+
+    def _following(self) -> list[tuple[int, int]]:
+        """Return the trip that has not begun yet, with each of its nodes; [] after the last."""
+        trip = self._trip + 1
+        return [(trip, node) for node in self.crossing(trip)] if trip <= self.trips else []
+
+    def _begin_trip(self) -> None:
+        self._left |= dict.fromkeys(self._following())
+        self._trip += 1
 
     def whole(
         self,
@@ -119,6 +181,16 @@ class Strategy(ABC):
             averaged=averaged,
             cut=cut,
         )
+
+
+def _may_go_on_together(one: Visit, other: Visit) -> bool:
+    """Return whether neither of two visits changes what the other trains.
+
+    Those that are averaged all start from the same model, within their trip.
+    """
+    if one.averaged or other.averaged:
+        return one.averaged and other.averaged and one.trip == other.trip
+    return not set(one.trained) & set(other.trained)
 
 
 def check_may_share(config: SnakeConfig) -> None:
@@ -183,4 +255,28 @@ def make_strategy(
             f"{config.strategy!r} averages them",
             'set it to "reset"',
         )
-    return chosen(config, nodes=nodes, blocks=blocks)
+    strategy = chosen(config, nodes=nodes, blocks=blocks)
+    _check_heads(strategy)
+    return strategy
+
+
+def _check_heads(strategy: Strategy) -> None:
+    heads = strategy.config.snake.heads
+    if heads == 1:
+        return
+    if not strategy.spreads:
+        raise ConfigError(
+            "snake.heads",
+            f"{heads}, and with {strategy.config.strategy!r} each visit follows another",
+            "set it to 1",
+        )
+    if heads > strategy.nodes:
+        raise ConfigError(
+            "snake.heads", f"{heads} are more than the nodes, {strategy.nodes}", "lower it"
+        )
+    if strategy.config.codec.name != "none":
+        raise ConfigError(
+            "snake.heads",
+            f"{heads}, and codec.name {strategy.config.codec.name!r} is for a single one",
+            'set it to 1, or codec.name to "none"',
+        )

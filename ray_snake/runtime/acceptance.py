@@ -23,6 +23,8 @@ class Refuse:
 
 def judge(report: VisitReport, policy: AcceptanceConfig) -> Accept | Refuse:
     """Decide on a visit's result: finite, bounded change, loss not worse than allowed."""
+    if report.steps == 0:
+        return Refuse("it was stopped before its first step")
     change = report.update_norm
     if not report.finite or not (change is None or math.isfinite(change)):
         return Refuse("the trained weights are not finite")

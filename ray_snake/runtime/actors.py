@@ -179,6 +179,11 @@ class SnakeNode:
         self._control.stop.set()
 
     @ray.method(concurrency_group="control")
+    def finish(self) -> None:
+        """End the visit under way before its next step, with what was trained so far."""
+        self._control.finish.set()
+
+    @ray.method(concurrency_group="control")
     def release(self, node: int, block: int, version: int) -> None:
         """Let a node let go of a superseded block version."""
         self._managers[node].release(block, version)

@@ -70,7 +70,8 @@ class Committer:
 
     async def end_round(self) -> None:
         """Average what a round's accepted visits returned, weighted by the samples they saw."""
-        results, self._round = self._round, []
+        results = sorted(self._round, key=lambda one: one.visit.number)
+        self._round = []
         accepted = [one for one in results if one.record.accepted]
         records = [one.record for one in results]
         last = results[-1].visit

@@ -9,36 +9,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import asdict
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 
 from ray_snake.config import SnakeConfig
 from ray_snake.errors import NodeFailedError, SnakeError, VisitFailedError
 from ray_snake.layers.ledger import Ledger, Parcel
 from ray_snake.planning.anchor import Anchors
+from ray_snake.planning.outlook import Facts
 from ray_snake.planning.span import Visit
 from ray_snake.planning.strategy import Strategy, make_strategy
-from ray_snake.runtime.acceptance import Refuse, judge
+from ray_snake.runtime.acceptance import Accept, Refuse, judge
 from ray_snake.runtime.committer import Committer, Result
-from ray_snake.runtime.events import (
-    Event,
-    Recovering,
-    RunEnded,
-    RunStarted,
-    VisitProgress,
-    VisitStarted,
-)
-from ray_snake.runtime.handles import (
-    BlocksLostError,
-    EngineHandle,
-    Meter,
-    NodeHandle,
-    ProcessLostError,
-    Ref,
-)
+from ray_snake.runtime.events import Event, Recovering, RunEnded, RunStarted
+from ray_snake.runtime.handles import BlocksLostError, EngineHandle, Meter, ProcessLostError, Ref
 from ray_snake.runtime.journal import DRIVER, Journal, VisitRecord
-from ray_snake.runtime.messages import BlockTable, VisitTask
+from ray_snake.runtime.messages import BlockTable
 from ray_snake.runtime.recorder import Recorder
 from ray_snake.runtime.resume import replay, stored_blocks
 from ray_snake.runtime.roster import Roster
@@ -53,12 +39,8 @@ from ray_snake.runtime.states import (
     Visiting,
 )
 from ray_snake.runtime.supply import Supply
-from ray_snake.seeds import derive_seed
+from ray_snake.runtime.visitor import Visitor
 from ray_snake.storage import Storage
-
-PROGRESS_SECONDS = 1.0
-
-Answer = TypeVar("Answer")
 
 
 class Driver:
@@ -75,6 +57,7 @@ class Driver:
         evaluates: Whether the process engine has held-out rows.
         emit: Told everything that happens, in order.
         strategy: A user's own class; none: the one that the settings name.
+        rows: Rows of each node's shard; needed where the run adapts.
     """
 
     def __init__(
@@ -90,6 +73,7 @@ class Driver:
         evaluates: bool,
         emit: Callable[[Event], None],
         strategy: type[Strategy] | None = None,
+        rows: tuple[int, ...] = (),
     ) -> None:
         self.state: State = Starting()
         self._config = config
@@ -103,8 +87,12 @@ class Driver:
         self._emit = emit
         self._strategy_kind = strategy
         self._recoveries_left = config.failures.recoveries
+        self._rows = rows
         self._refused_in_a_row = 0
+        self._decided = 0
+        self._running: list[asyncio.Task[Deciding]] = []
         self._strategy: Strategy
+        self._visitor: Visitor
         self._supply: Supply | None = None
         self._recorder: Recorder | None = None
         self._committer: Committer
@@ -138,8 +126,8 @@ class Driver:
                 return await self._start()
             case Scheduling():
                 return await self._choose()
-            case Visiting(visit=visit):
-                return await self._visit(visit)
+            case Visiting():
+                return await self._await_first()
             case Deciding():
                 return await self._decide(state)
             case Finishing():
@@ -156,7 +144,11 @@ class Driver:
             blocks=len(self._blocks.names),
             kind=self._strategy_kind,
         )
+        costs = journal.costs or self._blocks.costs
+        if costs:
+            self._strategy.know(Facts(rows=self._rows, costs=costs))
         anchors, self._refused_in_a_row = replay(journal, self._strategy, self._config.codec)
+        self._decided = len(journal.visits)
         self._emit(
             RunStarted(
                 nodes=self._names,
@@ -164,7 +156,7 @@ class Driver:
                 block_bytes=self._blocks.bytes,
                 trips=self._config.snake.trips,
                 visits=self._strategy.total,
-                done=len(journal.visits),
+                done=self._decided,
             )
         )
         self._roster.begin(self._strategy.upcoming_nodes())
@@ -174,8 +166,8 @@ class Driver:
         if journal.current_blocks():
             await self._evaluate_if_missing(journal)
         else:
-            await self._recorder_or_fail().start()
-        await self._recorder_or_fail().traffic(visit=len(journal.visits))
+            await self._recorder_or_fail().start(costs)
+        await self._recorder_or_fail().traffic(visit=self._decided)
         return Scheduling()
 
     def _take_up(
@@ -225,105 +217,63 @@ class Driver:
             recorder=self._recorder,
             through_driver=self._through_driver,
         )
+        self._visitor = Visitor(
+            config=self._config,
+            strategy=self._strategy,
+            supply=supply,
+            roster=self._roster,
+            recorder=self._recorder,
+            machine=self._engine.machine,
+            emit=self._emit,
+        )
 
     async def _stop_background(self) -> None:
+        for one in self._running:
+            one.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+        self._running = []
         if self._supply is not None:
             self._supply.close()
         if self._recorder is not None:
             await self._recorder.close()
 
     async def _choose(self) -> State:
+        """Begin as many visits as may go on at once."""
         self._roster.raise_failure()
-        visit = self._strategy.next()
-        return Finishing() if visit is None else Visiting(visit=visit)
+        while len(self._running) < self._strategy.heads:
+            visit = self._strategy.next(self._visitor.running, self._visitor.busy)
+            if visit is None:
+                break
+            self._begin(visit)
+        if not self._running:
+            return Finishing()
+        return Visiting(visits=self._visitor.running)
 
-    async def _visit(self, visit: Visit) -> State:
-        """Send a visit to its node and wait; a lost node is started again and visited again."""
-        supply = self._supply_or_fail()
-        handle = await self._roster.node(visit.node)
-        self._emit(VisitStarted(visit=visit))
-        started = time.monotonic()
-        try:
-            deliveries = await self._in_time(supply.ship(visit, handle), visit)
-            task = self._task(visit)
-            training = asyncio.create_task(handle.visit(task, deliveries))
-            supply.fetch_ahead(visit, self._strategy.peek())
-            try:
-                await self._watch(visit, handle, training)
-                report, refs = await training
-            finally:
-                training.cancel()
-        except ProcessLostError as error:
-            supply.lost(self._roster.lost(visit.node, str(error)))
-            return Visiting(visit=visit)
-        except BaseException:
-            handle.stop()
-            raise
-        return Deciding(
-            task=task,
-            report=report,
-            refs=refs,
-            moved=supply.returned(
-                visit, deliveries, report, crosses=handle.machine != self._engine.machine
-            ),
-            machine=handle.machine,
-            seconds=time.monotonic() - started,
-        )
+    def _begin(self, visit: Visit) -> None:
+        before = self._decided
+        begun = self._visitor.visit(visit)
 
-    async def _in_time(self, shipping: Awaitable[Answer], visit: Visit) -> Answer:
-        limit = self._config.failures.visit_timeout_seconds
-        try:
-            return await asyncio.wait_for(shipping, limit)
-        except asyncio.TimeoutError:
-            raise ProcessLostError(
-                f"visit {visit.number} got its blocks not within failures.visit_timeout_seconds = "
-                f"{limit:g}"
-            ) from None
+        async def carry_out() -> Deciding:
+            done = await begun
+            return replace(done, staleness=self._decided - before)
 
-    def _task(self, visit: Visit) -> VisitTask:
-        return VisitTask(
-            visit=visit,
-            versions=self._supply_or_fail().versions,
-            anchors=self._supply_or_fail().anchors(visit),
-            learning_rate=self._strategy.learning_rate(visit),
-            seed=derive_seed(self._config.seed, "visit", visit.number),
-            back=self._supply_or_fail().back(visit),
-        )
+        self._running.append(asyncio.create_task(carry_out()))
 
-    async def _watch(
-        self, visit: Visit, handle: NodeHandle, training: asyncio.Task[object]
-    ) -> None:
-        """Return when the visit is done; pass on its progress meanwhile."""
-        limit = self._config.failures.visit_timeout_seconds
-        deadline = time.monotonic() + limit
-        while not (await asyncio.wait({training}, timeout=PROGRESS_SECONDS))[0]:
-            self._recorder_or_fail().go_on()
-            self._raise_failure_behind()
-            if time.monotonic() > deadline:
-                raise ProcessLostError(
-                    f"visit {visit.number} took longer than failures.visit_timeout_seconds = "
-                    f"{limit:g}"
-                )
-            progress = await handle.progress()
-            if progress is not None:
-                step, steps, loss = progress
-                self._emit(VisitProgress(visit=visit.number, step=step, steps=steps, loss=loss))
-
-    def _raise_failure_behind(self) -> None:
-        """Raise what kept the recorder from going on; it is not the visit's node that is lost."""
-        try:
-            self._recorder_or_fail().raise_failure()
-        except ProcessLostError as error:
-            raise BlocksLostError(str(error)) from None
+    async def _await_first(self) -> State:
+        """Return the visit that comes back first."""
+        await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
+        done = next(one for one in self._running if one.done())
+        self._running.remove(done)
+        return done.result()
 
     async def _drain_behind(self) -> None:
         with contextlib.suppress(ProcessLostError):
             await self._recorder_or_fail().drain()
-        self._raise_failure_behind()
+        self._visitor.raise_failure_behind()
 
     async def _decide(self, state: Deciding) -> State:
         visit = state.task.visit
-        verdict = judge(state.report, self._config.acceptance)
+        verdict = self._judge(state)
         accepted = not isinstance(verdict, Refuse)
         report = asdict(state.report)
         record = VisitRecord(
@@ -345,6 +295,14 @@ class Driver:
             seconds=state.seconds,
             finished_at=time.time(),
             averaged=visit.averaged,
+            place=visit.place,
+            planned_steps=visit.steps,
+            why=visit.why,
+            late=state.late,
+            predicted_seconds=None if state.prediction is None else state.prediction.seconds,
+            predicted_bytes=None if state.prediction is None else state.prediction.private_bytes,
+            staleness=state.staleness,
+            versions=state.task.versions if self._config.snake.heads > 1 else (),
         )
         recorder = self._recorder_or_fail()
         result = Result(
@@ -356,14 +314,16 @@ class Driver:
             anchors=state.task.anchors,
         )
         await (self._committer.accept if accepted else self._committer.refuse)(result)
-        self._count_decision(visit, accepted=accepted)
-        in_round = visit.averaged and self._is_in_round_of(visit, self._strategy.peek())
+        self._decided += 1
+        self._strategy.observe(record.outcome)
+        self._count_decision(record, accepted=accepted)
+        in_round = self._is_in_round(visit)
         if visit.averaged and not in_round:
             await self._committer.end_round()
-        if not in_round and self._evaluation_is_due(visit.number):
+        if not in_round and self._evaluation_is_due(self._decided):
             await recorder.evaluation(visit=visit.number, trip=visit.trip)
-        if visit.number % len(self._names) == 0:
-            await recorder.traffic(visit=visit.number, last=visit.number == self._strategy.total)
+        if self._decided % len(self._names) == 0:
+            await recorder.traffic(visit=visit.number, last=self._decided == self._strategy.total)
         if self._refused_in_a_row > self._config.acceptance.max_refused:
             await recorder.drain()
             raise VisitFailedError(
@@ -373,32 +333,48 @@ class Driver:
             )
         return Scheduling()
 
-    @staticmethod
-    def _is_in_round_of(visit: Visit, other: Visit | None) -> bool:
-        return other is not None and other.averaged and other.trip == visit.trip
+    def _judge(self, state: Deciding) -> Accept | Refuse:
+        """Decide on a visit's result by what it is, when it came, and what came meanwhile."""
+        limit = self._config.snake.max_staleness
+        if state.late and self._config.adaptation.late == "drop":
+            return Refuse(f"it was stopped at its deadline, after {state.seconds:.1f} s")
+        if limit is not None and state.staleness > limit:
+            return Refuse(
+                f"{state.staleness} results came in meanwhile, more than snake.max_staleness = "
+                f"{limit}"
+            )
+        return judge(state.report, self._config.acceptance)
 
-    def _count_decision(self, visit: Visit, *, accepted: bool) -> None:
+    def _is_in_round(self, visit: Visit) -> bool:
+        """Return whether other visits are averaged with one, and are still to come in."""
+        others = [*self._visitor.running, self._strategy.peek()]
+        return visit.averaged and any(
+            one is not None and one.averaged and one.trip == visit.trip for one in others
+        )
+
+    def _count_decision(self, record: VisitRecord, *, accepted: bool) -> None:
         if accepted:
             self._refused_in_a_row = 0
         else:
-            self._refused_in_a_row += 1
-            self._strategy.refused(visit)
+            # Time is no fault of what was trained.
+            self._refused_in_a_row += not record.late
+            self._strategy.refused(record.planned)
 
     async def _finish(self) -> State:
         sha256 = await self._recorder_or_fail().weights_sha256()
         self._emit(RunEnded(weights_sha256=sha256))
         return Finished(weights_sha256=sha256)
 
-    def _evaluation_is_due(self, visit: int) -> bool:
+    def _evaluation_is_due(self, decided: int) -> bool:
         if not self._evaluates:
             return False
         every = self._config.evaluation.every_visits or len(self._names)
-        left = self._strategy.total - visit
-        return visit % every == 0 or left < max(1, self._config.evaluation.last_visits)
+        left = self._strategy.total - decided
+        return decided % every == 0 or left < max(1, self._config.evaluation.last_visits)
 
     async def _evaluate_if_missing(self, journal: Journal) -> None:
         """Judge the model at which the run was interrupted, if that was still to be done."""
-        if not journal.visits or not self._evaluation_is_due(journal.visits[-1].visit):
+        if not journal.visits or not self._evaluation_is_due(len(journal.visits)):
             return
         last = journal.visits[-1]
         if not journal.evaluations or journal.evaluations[-1].visit != last.visit:

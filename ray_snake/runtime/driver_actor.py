@@ -123,4 +123,5 @@ def make_driver(
         evaluates=evaluation is not None,
         emit=emit,
         strategy=strategy,
+        rows=tuple(spec.samples for spec in specs),
     )

@@ -80,6 +80,14 @@ class VisitProgress:
 
 
 @dataclass(frozen=True, kw_only=True)
+class VisitLate:
+    """A visit has passed its deadline, after so many seconds, and is asked to end."""
+
+    visit: Visit
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class VisitDecided:
     """A visit was accepted or refused, and the journal has it."""
 
@@ -112,6 +120,7 @@ Event = (
     | Recovering
     | VisitStarted
     | VisitProgress
+    | VisitLate
     | VisitDecided
     | Evaluated
     | RunEnded

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ray_snake.config import SnakeConfig
-from ray_snake.engine.profile import profile_blocks
+from ray_snake.engine.profile import profile_blocks, time_blocks
 from ray_snake.engine.stack import BlockStack
-from ray_snake.engine.visit import total_steps
 from ray_snake.layers.codec import encoded_nbytes
 from ray_snake.layers.ledger import Ledger, Parcel
 from ray_snake.planning.anchor import make_anchors
-from ray_snake.planning.cost import BlockCost, VisitCost, predict_visit
+from ray_snake.planning.cost import BlockCost, VisitCost
+from ray_snake.planning.outlook import Facts
 from ray_snake.planning.span import Visit
 from ray_snake.planning.strategy import make_strategy
 from ray_snake.runtime.journal import DRIVER
@@ -25,14 +25,12 @@ class VisitForecast:
 
     Attributes:
         visit: The visit.
-        cost: Its operations and memory.
-        seconds: Its training time on a node like this machine.
+        cost: Its operations and memory, and its time on a node like this machine.
         bytes_pulled: Bytes of the blocks its node will lack.
     """
 
     visit: Visit
     cost: VisitCost
-    seconds: float
     bytes_pulled: int
 
 
@@ -64,40 +62,40 @@ def forecast(
         nodes: The nodes, checked.
         trips: How many trips to list.
     """
-    costs, speed = profile_blocks(
-        stack,
-        nodes[0].sample_shape,
-        integer_inputs=nodes[0].integer_inputs,
-        batch=config.training.batch_size,
-    )
+    costs = measured_costs(config, stack, nodes)
+    facts = Facts(rows=tuple(node.samples for node in nodes), costs=costs)
     strategy = make_strategy(config, nodes=len(nodes), blocks=len(stack))
+    outlook = strategy.know(facts)
     shipping = _Shipping(config, stack, nodes=len(nodes))
     listed = []
     seconds = 0.0
     while (visit := strategy.next()) is not None:
-        rows = nodes[visit.node].samples
-        cost = predict_visit(
-            visit,
-            costs,
-            rows=rows,
-            steps=total_steps(rows, config.training),
-            training=config.training,
-            loss=config.loss,
-            augmentation=config.augmentation,
-        )
-        seconds += cost.flops / speed
-        if visit.trip > trips:
-            continue
-        listed.append(
-            VisitForecast(
-                visit=visit,
-                cost=cost,
-                seconds=cost.flops / speed,
-                bytes_pulled=shipping.visit(visit),
-            )
-        )
+        cost = outlook.cost(visit, visit.node)
+        seconds += cost.seconds
+        if visit.trip <= trips:
+            listed.append(VisitForecast(visit=visit, cost=cost, bytes_pulled=shipping.visit(visit)))
     return Forecast(
-        blocks=tuple(costs), visits=tuple(listed), run_seconds=seconds, flops_per_second=speed
+        blocks=costs,
+        visits=tuple(listed),
+        run_seconds=seconds,
+        flops_per_second=facts.flops_per_second,
+    )
+
+
+def measured_costs(
+    config: SnakeConfig, stack: BlockStack, nodes: Sequence[NodeSpec]
+) -> tuple[BlockCost, ...]:
+    """Return what each block costs, measured on this machine with the nodes' kind of rows."""
+    shape, integers = nodes[0].sample_shape, nodes[0].integer_inputs
+    batch = config.training.batch_size
+    costs, _ = profile_blocks(stack, shape, integer_inputs=integers, batch=batch)
+    return time_blocks(
+        stack,
+        costs,
+        shape,
+        integer_inputs=integers,
+        training=config.training,
+        threads=config.nodes.threads,
     )
 
 

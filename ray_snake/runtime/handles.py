@@ -64,6 +64,9 @@ class NodeHandle(Protocol):
     def stop(self) -> None:
         """Ask the visit under way to end before its next step; don't wait."""
 
+    def finish(self) -> None:
+        """Ask the visit under way to end with the steps that it made so far; don't wait."""
+
     def release(self, block: int, version: int) -> None:
         """Tell the node to let go of a superseded version; don't wait."""
 

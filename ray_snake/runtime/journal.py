@@ -13,6 +13,9 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from ray_snake.errors import CheckpointError
+from ray_snake.planning.cost import BlockCost
+from ray_snake.planning.outlook import Outcome
+from ray_snake.planning.span import Span, Visit
 from ray_snake.storage import Storage
 
 DRIVER = "driver"
@@ -47,11 +50,13 @@ class StartRecord(Record):
 
     Attributes:
         blocks: Version 0 of every block, in block order.
+        costs: What each block costs, measured where the run was started; empty unless it adapts.
         finished_at: Unix time at which they were stored.
     """
 
     kind: Literal["start"] = "start"
     blocks: tuple[BlockRecord, ...]
+    costs: tuple[BlockCost, ...] = ()
     finished_at: float
 
 
@@ -106,6 +111,16 @@ class VisitRecord(Record):
             that were averaged has the averages.
         averaged: Whether its result was averaged with others.
         ends_round: Whether it is the last one of those.
+        place: Number of the span among the snake's; none for a visit to none of them.
+        planned_steps: The steps it was to make, where the driver chose them; else none.
+        why: What made the driver leave the fixed order; empty where it did not.
+        late: Whether it was stopped at its deadline.
+        predicted_seconds: What `seconds` was predicted to be; none if nothing was.
+        predicted_bytes: The node's own peak memory, likewise.
+        pull_bytes: Bytes that it waited for in `pull_seconds`; others had been fetched ahead.
+        free_bytes: Free memory of its machine at its end; none if unknown.
+        staleness: How many results came in between its start and its end.
+        versions: With several heads, the version of each block that it started from.
     """
 
     kind: Literal["visit"] = "visit"
@@ -136,6 +151,45 @@ class VisitRecord(Record):
     blocks: tuple[BlockRecord, ...] = ()
     averaged: bool = False
     ends_round: bool = False
+    place: int | None = None
+    planned_steps: int | None = None
+    why: str = ""
+    late: bool = False
+    predicted_seconds: float | None = None
+    predicted_bytes: int | None = None
+    pull_bytes: int = 0
+    free_bytes: int | None = None
+    staleness: int = 0
+    versions: tuple[int, ...] = ()
+
+    @property
+    def planned(self) -> Visit:
+        """The visit as it was handed out."""
+        return Visit(
+            number=self.visit,
+            trip=self.trip,
+            node=self.node,
+            span=Span(*self.span),
+            trained=self.trained,
+            averaged=self.averaged,
+            place=self.place,
+            steps=self.planned_steps,
+            why=self.why,
+        )
+
+    @property
+    def outcome(self) -> Outcome:
+        """What it took, for predictions of others."""
+        return Outcome(
+            visit=self.planned,
+            steps=self.steps,
+            train_seconds=self.train_seconds,
+            seconds=self.seconds,
+            pull_bytes=self.pull_bytes,
+            pull_seconds=self.pull_seconds,
+            free_bytes=self.free_bytes,
+            late=self.late,
+        )
 
     @property
     def bytes_moved(self) -> int:
@@ -238,6 +292,12 @@ class Journal:
     def evaluations(self) -> list[EvaluationRecord]:
         """The evaluations, in order."""
         return [record for record in self._records if isinstance(record, EvaluationRecord)]
+
+    @property
+    def costs(self) -> tuple[BlockCost, ...]:
+        """What each block costs, as measured at the run's start; () if it was not."""
+        starts = [record for record in self._records if isinstance(record, StartRecord)]
+        return starts[0].costs if starts else ()
 
     def current_blocks(self) -> list[BlockRecord]:
         """Return the current version of every block, in block order; [] for an empty journal."""

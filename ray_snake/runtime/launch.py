@@ -244,6 +244,10 @@ class RayNode:
         """Ask the visit under way to end."""
         self._actor.stop.remote()
 
+    def finish(self) -> None:
+        """Ask the visit under way to end with what it has."""
+        self._actor.finish.remote()
+
     def release(self, block: int, version: int) -> None:
         """Tell the node to let go of a block version."""
         self._actor.release.remote(self._node, block, version)

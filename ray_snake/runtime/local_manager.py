@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ray_snake.data import NodeDataset
+from ray_snake.engine.device import free_bytes
 from ray_snake.engine.split import Exchange, train_front
 from ray_snake.engine.stack import BlockStack
 from ray_snake.engine.visit import VisitControl, VisitOutcome, train_visit
@@ -78,7 +79,9 @@ class LocalManager:
         """
         started = time.perf_counter()
         deltas = {}
+        pull_bytes = 0
         for one in pulled:
+            pull_bytes += one.nbytes
             if isinstance(one, BlockDelta):
                 deltas[one.block] = one
             else:
@@ -106,6 +109,8 @@ class LocalManager:
             **asdict(outcome),
             parcel_bytes=tuple(parcel.nbytes for parcel in parcels),
             pull_seconds=pull_seconds + load_seconds,
+            pull_bytes=pull_bytes,
+            free_bytes=free_bytes(self._device),
         )
         return report, parcels
 
@@ -126,6 +131,9 @@ class LocalManager:
         carried: dict[int, dict[str, Tensor]] | None,
     ) -> VisitOutcome:
         config = self._recipe.config
+        training = config.training
+        if task.visit.steps is not None:
+            training = training.model_copy(update={"steps": task.visit.steps})
         # The decision needs the norm only then; otherwise it is taken behind the next visit.
         measure_update = config.acceptance.max_update_norm is not None
         if task.visit.cut is None:
@@ -135,7 +143,7 @@ class LocalManager:
                 trained=task.visit.trained,
                 learning_rate=task.learning_rate,
                 seed=task.seed,
-                training=config.training,
+                training=training,
                 objective=self._objective,
                 augmentation=config.augmentation,
                 fix_norms=config.training.fixes_norms(task.visit.trip),
@@ -156,7 +164,7 @@ class LocalManager:
             exchange=connect(self._label_counts),
             learning_rate=task.learning_rate,
             seed=task.seed,
-            training=config.training,
+            training=training,
             augmentation=config.augmentation,
             fix_norms=config.training.fixes_norms(task.visit.trip),
             measure_update=measure_update,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ray_snake.data import ShardSource
+from ray_snake.planning.cost import BlockCost
 from ray_snake.planning.span import Visit
 
 
@@ -41,10 +42,12 @@ class BlockTable:
     Attributes:
         names: The blocks' names, in order.
         bytes: Bytes of each block's weights and persistent buffers, in order.
+        costs: What each block costs, where the run adapts; else empty.
     """
 
     names: tuple[str, ...]
     bytes: tuple[int, ...]
+    costs: tuple[BlockCost, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +109,8 @@ class VisitReport:
     train_seconds: float
     sent_bytes: int = 0
     received_bytes: int = 0
+    pull_bytes: int = 0
+    free_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

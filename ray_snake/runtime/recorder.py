@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
 from ray_snake.layers.ledger import BlockVersion
+from ray_snake.planning.cost import BlockCost
 from ray_snake.runtime.events import Evaluated, Event, VisitDecided
 from ray_snake.runtime.handles import EngineHandle, Meter, Ref
 from ray_snake.runtime.journal import (
@@ -71,12 +72,16 @@ class Recorder:
         self._hold_over.set()
         self._writing: asyncio.Future[None] | None = None
 
-    async def start(self) -> None:
-        """Store the initial weights; the journal's first record says so."""
+    async def start(self, costs: tuple[BlockCost, ...] = ()) -> None:
+        """Store the initial weights; the journal's first record says so.
+
+        Args:
+            costs: What each block costs, where the run adapts.
+        """
 
         async def work() -> None:
             blocks = await self._engine.store(list(self._wholes.values()))
-            await self._append(StartRecord(blocks=blocks, finished_at=time.time()))
+            await self._append(StartRecord(blocks=blocks, costs=costs, finished_at=time.time()))
 
         await self._add(work)
 

@@ -6,6 +6,7 @@ from ray_snake.config import CodecConfig
 from ray_snake.errors import CheckpointError
 from ray_snake.layers.ledger import BlockVersion
 from ray_snake.planning.anchor import Anchors, make_anchors
+from ray_snake.planning.span import Visit
 from ray_snake.planning.strategy import Strategy
 from ray_snake.runtime.handles import EngineHandle, Ref
 from ray_snake.runtime.journal import Journal
@@ -25,11 +26,17 @@ def replay(journal: Journal, strategy: Strategy, codec: CodecConfig) -> tuple[An
     anchors = make_anchors(codec, blocks=strategy.blocks, nodes=strategy.nodes)
     refused_in_a_row = 0
     for record in journal.visits:
-        visit = strategy.next()
-        if visit is None or (visit.number, visit.node, visit.trained) != (
+        if strategy.config.snake.heads > 1:
+            # They are journalled as they came in; those that did not are handed out anew.
+            visit: Visit | None = record.planned
+            strategy.adopt(record.planned)
+        else:
+            visit = strategy.next()
+        if visit is None or (visit.number, visit.node, visit.trained, visit.steps) != (
             record.visit,
             record.node,
             record.trained,
+            record.planned_steps,
         ):
             raise CheckpointError(
                 f"visit {record.visit} of the journal of {journal.uri} is not the one that these "
@@ -40,10 +47,11 @@ def replay(journal: Journal, strategy: Strategy, codec: CodecConfig) -> tuple[An
             anchors.advance(visit, anchors.at(visit, versions))
         for block in record.blocks:
             versions[block.block] = block.version
+        strategy.observe(record.outcome)
         if record.accepted:
             refused_in_a_row = 0
         else:
-            refused_in_a_row += 1
+            refused_in_a_row += not record.late
             strategy.refused(visit)
     return anchors, refused_in_a_row
 

@@ -71,6 +71,10 @@ class Roster:
         started = await asyncio.shield(self._starts[self._group_of[number]])
         return started[number].handle
 
+    def beside(self, number: int) -> tuple[int, ...]:
+        """Return the nodes of a node's process, which does one visit at a time."""
+        return self._group_of[number]
+
     def if_up(self, number: int) -> NodeHandle | None:
         """Return a node if it is up now. Each start of its process gives another handle."""
         start = self._starts.get(self._group_of[number])

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ray_snake.errors import SnakeError
+from ray_snake.planning.outlook import Prediction
 from ray_snake.planning.span import Visit
 from ray_snake.runtime.messages import VisitReport, VisitTask
 from ray_snake.runtime.supply import Moved
@@ -30,14 +31,26 @@ class Scheduling:
 
 @dataclass(frozen=True, kw_only=True)
 class Visiting:
-    """A visit is with its node, or waits for it to start."""
+    """Visits are with their nodes, or wait for them to start; the first to end is awaited."""
 
-    visit: Visit
+    visits: tuple[Visit, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Deciding:
-    """A visit came back and is accepted or refused."""
+    """A visit came back and is accepted or refused.
+
+    Attributes:
+        task: What its node was asked to do.
+        report: What the node reports.
+        refs: The trained blocks as they travel, by block.
+        moved: What moved to the node for it.
+        machine: The node's machine.
+        seconds: From sending the visit to its end.
+        prediction: What was expected of it; none if nothing was.
+        late: Whether it was stopped at its deadline.
+        staleness: How many results came in meanwhile.
+    """
 
     task: VisitTask
     report: VisitReport
@@ -45,6 +58,9 @@ class Deciding:
     moved: Moved
     machine: str
     seconds: float
+    prediction: Prediction | None = None
+    late: bool = False
+    staleness: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

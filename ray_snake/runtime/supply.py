@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
+from ray_snake.errors import SnakeError
 from ray_snake.layers.ledger import BlockVersion, Ledger, Parcel, Release
 from ray_snake.planning.anchor import Anchors
 from ray_snake.planning.span import Visit
@@ -34,6 +35,23 @@ class Moved:
     bytes_pulled: int
     exchanged_bytes: int
     transfers: tuple[Transfer, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shipment:
+    """What a visit starts from.
+
+    Attributes:
+        deliveries: What its node is to be sent with it.
+        versions: The version of each block, in block order.
+        anchors: What its results are encoded against, in block order; none: nothing.
+        back: The blocks that its server is sent.
+    """
+
+    deliveries: tuple[Delivery, ...]
+    versions: tuple[int, ...]
+    anchors: tuple[int, ...] | None
+    back: tuple[Delivery, ...]
 
 
 class Supply:
@@ -70,36 +88,38 @@ class Supply:
         self._recorded = recorded
         self._timeout = timeout
         self._through_driver = through_driver
-        self._ahead: asyncio.Task[None] | None = None
+        self._ahead: dict[int, asyncio.Task[None]] = {}
         self._bytes_pulled: dict[int, int] = {}
         self._transfers: dict[int, list[Transfer]] = {}
-
-    @property
-    def versions(self) -> tuple[int, ...]:
-        """Current version of each block, in block order."""
-        return self._ledger.versions
+        # What nodes must not release before their visit is over.
+        self._in_use: dict[int, set[BlockVersion]] = {}
+        self._withheld: dict[int, list[Release]] = {}
 
     def anchors(self, visit: Visit) -> tuple[int, ...] | None:
         """Return what a visit's results are encoded against, in block order; none: nothing."""
         return None if self._anchors is None else self._anchors.at(visit, self._ledger.versions)
 
-    async def ship(self, visit: Visit, handle: NodeHandle) -> tuple[Delivery, ...]:
-        """Return what a visit's node is to be sent with it, after it fetched what it can't be.
+    async def ship(self, visit: Visit, handle: NodeHandle) -> Shipment:
+        """Return what a visit starts from, after its node fetched what it can't be sent with it.
 
-        That is, what is only made whole on its machine.
+        That is, what is only made whole on its machine. Until the visit has returned, the node
+        releases nothing of it.
 
         Raises:
             ProcessLostError: If the node died on the way.
             BlocksLostError: If a block could not be pulled any more.
         """
-        if self._ahead is not None:
+        ahead = self._ahead.pop(visit.node, None)
+        if ahead is not None:
             # So that nothing is pulled twice.
-            await self._ahead
+            await ahead
         anchors = self.anchors(visit)
         if anchors is not None:
             self._ledger.anchor(anchors)
         node = visit.node
+        versions = self._ledger.versions
         needed = self._needs(visit)
+        self._in_use[node] = set(enumerate(versions))
         await self._fetch(node, handle, self._ledger.lacks(node, needed), decoded_only=True)
         parcels = [
             await self._source(node, handle, one) for one in self._ledger.lacks(node, needed)
@@ -107,9 +127,14 @@ class Supply:
         parcels += self._ledger.differences(visit.trained)
         for parcel in parcels:
             self._count(node, handle, parcel)
-        return tuple(_delivery(one) for one in parcels)
+        return Shipment(
+            deliveries=tuple(_delivery(one) for one in parcels),
+            versions=versions,
+            anchors=anchors,
+            back=self._back(visit),
+        )
 
-    def back(self, visit: Visit) -> tuple[Delivery, ...]:
+    def _back(self, visit: Visit) -> tuple[Delivery, ...]:
         """Return the blocks of a visit that its server is sent: those that its node has not.
 
         They never leave the driver's side, so nothing is counted.
@@ -120,24 +145,24 @@ class Supply:
             if not visit.on_node(block)
         )
 
-    def fetch_ahead(self, running: Visit, following: Visit | None) -> None:
-        """While a visit runs, have the next one's node fetch what the running one can't change."""
-        if following is None or following.node == running.node:
+    def fetch_ahead(self, running: Sequence[Visit], following: Visit | None) -> None:
+        """While visits run, have the next one's node fetch what the running ones can't change."""
+        if following is None or following.node in [one.node for one in running]:
             return
-        handle = self._roster.if_up(following.node)
-        if handle is None:
+        before = self._ahead.get(following.node)
+        if before is not None and not before.done():
             return
         anchors = self.anchors(following)
         lacking = self._ledger.lacks(following.node, self._needs(following, anchors))
-        # Within a trip anchors stay, so a block that both train is encoded against the same one.
-        kept = set(following.trained) if anchors and following.trip == running.trip else set()
-        changing = set(running.trained) - kept
-        if running.averaged and following.trip == running.trip:
-            changing = set()
-        self._ahead = asyncio.create_task(
-            self._fetch_quietly(
-                following.node, handle, [one for one in lacking if one[0] not in changing]
-            )
+        changing: set[int] = set()
+        for one in running:
+            same_trip = following.trip == one.trip
+            if not (one.averaged and same_trip):
+                # Within a trip anchors stay: what both train is encoded against the same one.
+                kept = set(following.trained) if anchors and same_trip else set()
+                changing |= set(one.trained) - kept
+        self._ahead[following.node] = asyncio.create_task(
+            self._fetch_quietly(following.node, [one for one in lacking if one[0] not in changing])
         )
 
     def returned(
@@ -152,8 +177,10 @@ class Supply:
             crosses: Whether the node is on another machine than the driver's side.
         """
         whole = [(one.block, one.version) for one in deliveries if one.base is None]
+        self._in_use.pop(visit.node, None)
         self._hold(visit.node, whole)
         self._ledger.let_go(visit.node, self._ledger.used(visit.trained))
+        self._release(self._withheld.pop(visit.node, ()))
         return Moved(
             bytes_pulled=self._bytes_pulled.pop(visit.node, 0),
             exchanged_bytes=report.sent_bytes + report.received_bytes,
@@ -225,19 +252,24 @@ class Supply:
         """Note that nodes hold nothing any more: their process was started again."""
         for node in nodes:
             self._ledger.forget(node)
+            self._in_use.pop(node, None)
+            self._withheld.pop(node, None)
 
     def close(self) -> None:
         """Drop what is being fetched ahead."""
-        if self._ahead is not None:
-            self._ahead.cancel()
-            self._ahead = None
+        for one in self._ahead.values():
+            one.cancel()
+        self._ahead = {}
 
-    async def _fetch_quietly(
-        self, node: int, handle: NodeHandle, versions: Sequence[BlockVersion]
-    ) -> None:
+    async def _fetch_quietly(self, node: int, versions: Sequence[BlockVersion]) -> None:
         # Whatever fails here is met again, and dealt with, when the node is visited.
-        with contextlib.suppress(ProcessLostError, BlocksLostError, asyncio.TimeoutError):
-            await asyncio.wait_for(self._fetch(node, handle, versions), self._timeout)
+        with contextlib.suppress(
+            SnakeError, ProcessLostError, BlocksLostError, asyncio.TimeoutError
+        ):
+            handle = await self._roster.node(node)
+            # While the node was starting, some may have been superseded.
+            needed = [one for one in versions if self._ledger.is_needed(*one)]
+            await asyncio.wait_for(self._fetch(node, handle, needed), self._timeout)
 
     async def _fetch(
         self,
@@ -300,6 +332,9 @@ class Supply:
 
     def _release(self, releases: Iterable[Release]) -> None:
         for release in releases:
+            if (release.block, release.version) in self._in_use.get(release.node, ()):
+                self._withheld.setdefault(release.node, []).append(release)
+                continue
             node = self._roster.if_up(release.node)
             if node is not None:
                 node.release(release.block, release.version)

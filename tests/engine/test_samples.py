@@ -3,7 +3,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_snake.engine.samples import batches_per_epoch, in_order, load_batch, shuffled
+from ray_snake.engine.samples import in_order, load_batch, shuffled
+from ray_snake.planning.cost import batches_per_epoch
 
 sizes = {"rows": st.integers(1, 60), "batch_size": st.integers(1, 20)}
 

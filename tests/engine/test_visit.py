@@ -14,10 +14,11 @@ from torch import nn
 from ray_snake.config import LossConfig, TrainingConfig
 from ray_snake.engine.objective import Objective
 from ray_snake.engine.stack import BlockStack
-from ray_snake.engine.visit import VisitControl, VisitStoppedError, total_steps, train_visit
+from ray_snake.engine.visit import VisitControl, VisitStoppedError, train_visit
 from ray_snake.errors import ModelError
 from ray_snake.layers.tensors import pack, unpack
 from ray_snake.models.registry import model_names
+from ray_snake.planning.cost import total_steps
 from ray_snake.seeds import derive_seed
 
 SEED = 5

@@ -1,7 +1,7 @@
 import pytest
 from fakes import FakeCluster
 
-from ray_snake.runtime import driver
+from ray_snake.runtime import visitor
 from ray_snake.storage import Storage
 
 
@@ -18,4 +18,4 @@ def storage(tmp_path):
 @pytest.fixture
 def quick_progress(monkeypatch):
     """Let the driver look at a running visit every 10 ms."""
-    monkeypatch.setattr(driver, "PROGRESS_SECONDS", 0.01)
+    monkeypatch.setattr(visitor, "PROGRESS_SECONDS", 0.01)

@@ -1,0 +1,183 @@
+"""Adaptation: what a visit becomes on a node that is slower, or has less room, than others.
+
+Every node gets about the same time (proportional fairness): a visit may take `patience` times the
+median of all nodes' full visits. A node that would take longer trains the span that it gets
+furthest with, and makes fewer steps. Spans that slow nodes leave behind go to fast nodes, in
+exchange for those that slow nodes took. Coverage bends, and does not break: see `min_coverage`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ray_snake.config import AdaptationConfig
+from ray_snake.planning.outlook import Outcome, Outlook
+from ray_snake.planning.span import Visit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What a node is given.
+
+    Attributes:
+        place: The place that it trains.
+        steps: Optimizer steps; none: as many as the settings say.
+        why: Why it is not what the order proposed; empty where it is.
+    """
+
+    place: int
+    steps: int | None = None
+    why: str = ""
+
+
+class Adaptation:
+    """Suits the visits of a fixed order to their nodes.
+
+    A place is what a visit to one of the snake's spans trains; `places` below are visits that train
+    them, whatever their node.
+
+    Args:
+        config: How far it may go.
+        outlook: Predicts visits.
+        places: One visit to each place.
+    """
+
+    def __init__(self, config: AdaptationConfig, outlook: Outlook, places: Sequence[Visit]) -> None:
+        self._config = config
+        self._outlook = outlook
+        self._places = places
+        # Samples by which slow nodes trained a place less than the order had it; of others, more.
+        self._owed = [0.0] * len(places)
+        self._shares: dict[int, float] = {}
+        self._probation: dict[int, int] = {}
+        self._budget: float | None = None
+
+    def crossing(self, trip: int, nodes: Sequence[int]) -> list[int]:
+        """Return the nodes of a trip: those on probation last."""
+        return sorted(nodes, key=lambda node: self.is_on_probation(node, trip))
+
+    def is_on_probation(self, node: int, trip: int) -> bool:
+        """Return whether a node was late not long before a trip."""
+        return trip <= self._probation.get(node, 0)
+
+    def suit(
+        self,
+        node: int,
+        *,
+        trip: int,
+        proposed: int,
+        places: Mapping[int, Visit],
+        counts: Sequence[int],
+    ) -> Choice:
+        """Return what a node is given in place of what the order proposes.
+
+        Args:
+            node: The node.
+            trip: The trip.
+            proposed: The place that the order proposes.
+            places: The places that are free now.
+            counts: How often the node has trained each place.
+        """
+        room = self._with_room(node, self._open(counts, places), places)
+        why = ""
+        if proposed not in room:
+            why = "catches up" if proposed in places else "the other span is taken"
+            if proposed in places and not self._outlook.has_room(places[proposed], node):
+                why = "no room for the other span"
+            proposed = min(room, key=lambda one: (abs(one - proposed), one))
+        if self.is_on_probation(node, trip):
+            return self._choice(node, proposed, self._config.min_steps, "late not long ago")
+        if self._outlook.seconds(places[proposed], node) > self._limit():
+            return self._shortened(node, proposed, {one: places[one] for one in room})
+        other = self._exchanged(node, proposed, room, places)
+        if other != proposed:
+            return Choice(place=other, why="left behind by slow nodes")
+        return Choice(place=proposed, why=why)
+
+    def shorten(self, visit: Visit) -> Choice:
+        """Return how many of a visit's steps its node has time for; its place is 0."""
+        if self._outlook.seconds(visit, visit.node) > self._limit():
+            return self._shortened(visit.node, 0, {0: visit})
+        return Choice(place=0)
+
+    def handed_out(self, proposed: int, visit: Visit) -> None:
+        """Note what became of a proposed place."""
+        if visit.place is not None and visit.place != proposed:
+            samples = self._outlook.cost(visit, visit.node).samples
+            self._owed[proposed] += samples
+            self._owed[visit.place] -= samples
+        full = self._outlook.full_steps(visit.node)
+        self._shares[visit.node] = (visit.steps or full) / full
+
+    def observe(self, outcome: Outcome) -> None:
+        """Take what a decided visit took."""
+        if outcome.late and self._config.probation_trips:
+            node = outcome.visit.node
+            self._probation[node] = outcome.visit.trip + self._config.probation_trips
+        self._budget = None
+
+    def _open(self, counts: Sequence[int], places: Mapping[int, Visit]) -> Sequence[int]:
+        """Return the places that coverage leaves open to a node."""
+        least = math.floor(self._config.min_coverage * (sum(counts) + 1) / len(counts))
+        return [place for place in places if counts[place] < least] or list(places)
+
+    def _with_room(
+        self, node: int, chosen: Sequence[int], places: Mapping[int, Visit]
+    ) -> Sequence[int]:
+        """Return the places that a node's memory bears; else the one that it bears best."""
+        if self._outlook.room(node) is None:
+            return chosen
+        room = [one for one in chosen if self._outlook.has_room(places[one], node)]
+        room = room or [one for one in places if self._outlook.has_room(places[one], node)]
+        if room:
+            return room
+        # Better a visit that may not fit than a node that never takes part.
+        return [min(places, key=lambda one: self._outlook.cost(places[one], node).private_bytes)]
+
+    def _shortened(self, node: int, proposed: int, places: Mapping[int, Visit]) -> Choice:
+        """Return with what a slow node gets furthest in the time that it has."""
+        budget = self._time_budget()
+        others = self._outlook.others(node)
+        seconds = {one: self._outlook.seconds(places[one], node) for one in places}
+        shares = {
+            one: min(1.0, max(self._config.min_steps, (budget - others) / (whole - others)))
+            if whole > others
+            else 1.0
+            for one, whole in seconds.items()
+        }
+        place = max(shares, key=lambda one: (shares[one], -abs(one - proposed)))
+        if shares[place] <= shares[proposed] * (1 + self._config.hysteresis):
+            place = proposed
+        wanted, before = shares[place], self._shares.get(node)
+        if before is not None and abs(wanted - before) <= self._config.hysteresis * before:
+            wanted = before
+        return self._choice(
+            node, place, wanted, f"{seconds[proposed] / budget:.1f} times the time it has"
+        )
+
+    def _exchanged(
+        self, node: int, proposed: int, room: Sequence[int], places: Mapping[int, Visit]
+    ) -> int:
+        """Return the place that slow nodes left behind most, or the one proposed."""
+        if self._owed[proposed] > 0 or not any(one > 0 for one in self._owed):
+            return proposed
+        place = max(room, key=lambda one: (self._owed[one], -abs(one - proposed)))
+        enough = self._owed[place] >= self._outlook.cost(places[proposed], node).samples / 2
+        fits = self._outlook.seconds(places[place], node) <= self._limit()
+        return place if enough and fits else proposed
+
+    def _choice(self, node: int, place: int, share: float, why: str) -> Choice:
+        full = self._outlook.full_steps(node)
+        steps = max(1, round(share * full))
+        return Choice(place=place, steps=steps if steps < full else None, why=why)
+
+    def _limit(self) -> float:
+        return self._time_budget() * (1 + self._config.hysteresis)
+
+    def _time_budget(self) -> float:
+        """Return the seconds that a visit may take."""
+        if self._budget is None:
+            self._budget = self._config.patience * self._outlook.middling_seconds(self._places)
+        return self._budget

@@ -1,0 +1,217 @@
+"""What is known of a run's nodes: their rows, and how fast each has turned out to be.
+
+Estimates derive from decided visits alone, in the order in which they were decided. So a run that
+goes on from its journal knows what it knew, and equal measurements give equal decisions.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ray_snake.config import SnakeConfig
+from ray_snake.planning.cost import BlockCost, VisitCost, VisitModel, total_steps
+from ray_snake.planning.span import Visit
+
+DECAY = 0.6
+"""Weight of what was known before, at each new measurement."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What is known before the first visit.
+
+    Attributes:
+        rows: Rows of each node's shard.
+        costs: What each block costs, measured on one machine for a single sample.
+    """
+
+    rows: tuple[int, ...]
+    costs: tuple[BlockCost, ...]
+
+    @property
+    def flops_per_second(self) -> float:
+        """Speed of the machine that measured, forward through the whole network."""
+        seconds = sum(one.forward_seconds for one in self.costs)
+        return sum(one.forward_flops for one in self.costs) / seconds if seconds else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a decided visit took.
+
+    Attributes:
+        visit: The visit.
+        steps: Optimizer steps that it made.
+        train_seconds: Its computing time.
+        seconds: From sending it to its end, as the driver sees it.
+        pull_bytes: Bytes that its node pulled while the visit waited for them.
+        pull_seconds: How long that took.
+        free_bytes: Free memory of its machine at its end; none if unknown.
+        late: Whether it was stopped at its deadline.
+    """
+
+    visit: Visit
+    steps: int
+    train_seconds: float
+    seconds: float
+    pull_bytes: int = 0
+    pull_seconds: float = 0.0
+    free_bytes: int | None = None
+    late: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What is expected of a visit.
+
+    Attributes:
+        seconds: From sending it to its end.
+        private_bytes: Its node's own peak memory.
+    """
+
+    seconds: float
+    private_bytes: int
+
+
+class Ratio:
+    """A ratio that is measured again and again, as a ratio of decaying sums.
+
+    Each sum is an exponential moving average; the correction of their bias (Kingma and Ba 2015,
+    arXiv:1412.6980, section 3) is the same for both and cancels.
+    """
+
+    def __init__(self) -> None:
+        self._over = 0.0
+        self._under = 0.0
+
+    def add(self, over: float, under: float) -> None:
+        """Take one more measurement."""
+        self._over = DECAY * self._over + (1 - DECAY) * over
+        self._under = DECAY * self._under + (1 - DECAY) * under
+
+    @property
+    def value(self) -> float | None:
+        """The ratio; none before the first measurement."""
+        return self._over / self._under if self._under > 0 else None
+
+
+class Outlook:
+    """Predicts visits from what is known so far.
+
+    A node's pace is how much longer it takes than the machine that measured the blocks; so what was
+    measured on one span holds for others. What a visit takes beside computing (links, mostly) is
+    averaged by node. A node that has not been seen yet is taken for a middling one.
+
+    Args:
+        config: The run's settings.
+        facts: What is known before the first visit.
+    """
+
+    def __init__(self, config: SnakeConfig, facts: Facts) -> None:
+        self.facts = facts
+        self._config = config
+        nodes = len(facts.rows)
+        self._paces = [Ratio() for _ in range(nodes)]
+        self._others = [Ratio() for _ in range(nodes)]
+        self._links = [Ratio() for _ in range(nodes)]
+        self._free_bytes: list[int | None] = [None] * nodes
+        self._models: dict[tuple[tuple[int, ...], int | None], VisitModel] = {}
+        self._middle: tuple[float, float] | None = None
+
+    def observe(self, outcome: Outcome) -> None:
+        """Take what a decided visit took."""
+        if outcome.steps == 0:
+            return
+        node = outcome.visit.node
+        work = self._model(outcome.visit).seconds(rows=self.facts.rows[node], steps=outcome.steps)
+        self._paces[node].add(outcome.train_seconds, work)
+        self._others[node].add(max(0.0, outcome.seconds - outcome.train_seconds), 1.0)
+        if outcome.pull_bytes and outcome.pull_seconds > 0:
+            self._links[node].add(outcome.pull_bytes, outcome.pull_seconds)
+        self._free_bytes[node] = outcome.free_bytes
+        self._middle = None
+
+    def cost(self, visit: Visit, node: int) -> VisitCost:
+        """Return the cost of a visit if it were to `node`, where the blocks were measured."""
+        steps = visit.steps or self.full_steps(node)
+        return self._model(visit).predict(rows=self.facts.rows[node], steps=steps)
+
+    def seconds(self, visit: Visit, node: int) -> float:
+        """Return the seconds that a visit would take `node`, from sending it to its end."""
+        steps = visit.steps or self.full_steps(node)
+        work = self._model(visit).seconds(rows=self.facts.rows[node], steps=steps)
+        return self.pace(node) * work + self.others(node)
+
+    def predict(self, visit: Visit) -> Prediction:
+        """Return what is expected of a visit to its node."""
+        return Prediction(
+            seconds=self.seconds(visit, visit.node),
+            private_bytes=self.cost(visit, visit.node).private_bytes,
+        )
+
+    def full_steps(self, node: int) -> int:
+        """Return the optimizer steps that the settings give a visit to a node."""
+        return total_steps(self.facts.rows[node], self._config.training)
+
+    def pace(self, node: int) -> float:
+        """Return how much longer a node computes than the machine that measured the blocks."""
+        own = self._paces[node].value
+        return self._middling()[0] if own is None else own
+
+    def others(self, node: int) -> float:
+        """Return the seconds that a node's visits take beside computing."""
+        own = self._others[node].value
+        return self._middling()[1] if own is None else own
+
+    def flops_per_second(self, node: int) -> float:
+        """Return a node's speed in floating-point operations per second."""
+        return self.facts.flops_per_second / self.pace(node)
+
+    def bytes_per_second(self, node: int) -> float | None:
+        """Return the rate at which a node pulled blocks; none if it never waited for any."""
+        return self._links[node].value
+
+    def room(self, node: int) -> int | None:
+        """Return the bytes that a visit may take of a node's memory; none if nothing is known."""
+        limits = (self._config.nodes.memory_bytes, self._free_bytes[node])
+        return min((one for one in limits if one), default=None)
+
+    def has_room(self, visit: Visit, node: int) -> bool:
+        """Return whether a node's memory, as far as it is known, bears a visit."""
+        room = self.room(node)
+        return room is None or self.cost(visit, node).private_bytes <= room
+
+    def middling_seconds(self, visits: Sequence[Visit]) -> float:
+        """Return the median over all nodes of what visits like these take in full, on average."""
+        seconds = sorted(
+            statistics.fmean(self.seconds(one, node) for one in visits)
+            for node in range(len(self.facts.rows))
+        )
+        return seconds[(len(seconds) - 1) // 2]
+
+    def _model(self, visit: Visit) -> VisitModel:
+        key = (visit.trained, visit.cut)
+        model = self._models.get(key)
+        if model is None:
+            model = self._models[key] = VisitModel(
+                visit,
+                self.facts.costs,
+                training=self._config.training,
+                loss=self._config.loss,
+                augmentation=self._config.augmentation,
+            )
+        return model
+
+    def _middling(self) -> tuple[float, float]:
+        if self._middle is None:
+            paces, others = (
+                [one.value for one in ratios if one.value is not None]
+                for ratios in (self._paces, self._others)
+            )
+            self._middle = (
+                statistics.median(paces) if paces else 1.0,
+                statistics.median(others) if others else 0.0,
+            )
+        return self._middle

@@ -63,7 +63,10 @@ SNAKE = {
     "spans": [[2, 3], [4, 5], [6], [7, 8]],
     "warmup_trips": 2,
     "warmup_rate": 0.5,
+    "trips_per_span": 2,
 }
+# More visits of half the length, a third of them to the whole model: for FedAvg's bytes.
+OFTEN = {**SNAKE, "trips": 24, "warmup_trips": 8}
 WITHOUT_WARM_UP = {
     "spans": [[0, 1], [2, 3], [4, 5], [6], [7, 8]],
     "warmup_trips": 0,
@@ -80,10 +83,12 @@ def snake(name: str = "snake", ablates: str = "", **sections: Any) -> Variant:  
 SNAKES = (
     snake(),
     snake("snake-no-warm-up", "warm-up", snake=WITHOUT_WARM_UP),
+    snake("snake-one-trip", "trips per span", snake={**SNAKE, "trips_per_span": 1}),
+    snake("snake-often", "visits", snake=OFTEN, training={"steps": 39}),
     snake("snake-first-block", "ends", snake={**SNAKE, "train_first": True}),
     snake("snake-no-last-block", "ends", snake={**SNAKE, "train_last": False}),
-    snake("snake-diagonal", "order", snake={**SNAKE, "order": "diagonal"}),
-    snake("snake-random", "order", snake={**SNAKE, "order": "random"}),
+    snake("snake-diagonal", "order", snake={**SNAKE, "trips_per_span": 1, "order": "diagonal"}),
+    snake("snake-random", "order", snake={**SNAKE, "trips_per_span": 1, "order": "random"}),
     snake("snake-no-la", "logit adjustment", loss={**KEPT, "logit_adjustment": 0.0}),
     snake("snake-no-kd", "distillation", loss=ADJUSTED),
     snake("snake-kd-0.3", "distillation", loss={**KEPT, "distillation": 0.3}),

@@ -89,7 +89,8 @@ class AdaptationConfig(Section):
 
     patience: PositiveFloat = Field(
         default=1.0,
-        description="How long a visit may be, in medians of what all nodes' full visits take.",
+        description="How long a slow node's visit may be, in visits of the middling node: the one "
+        "that half of all nodes are slower than.",
     )
     min_steps: Annotated[float, Field(gt=0, le=1)] = Field(
         default=0.25, description="The least share of its steps that a visit makes all the same."

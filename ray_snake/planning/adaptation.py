@@ -1,14 +1,16 @@
 """Adaptation: what a visit becomes on a node that is slower, or has less room, than others.
 
-Every node gets about the same time (proportional fairness): a visit may take `patience` times the
-median of all nodes' full visits. A node that would take longer trains the span that it gets
-furthest with, and makes fewer steps. Spans that slow nodes leave behind go to fast nodes, in
+The measure is the middling node: half of all nodes are slower. A node that would take longer for a
+visit than that one gets the time of the middling node's visits (times `patience`; so all slow nodes
+get the same, which is proportional fairness), trains the span that it gets furthest with in it, and
+makes fewer steps. Spans that slow nodes leave behind go to fast nodes, in
 exchange for those that slow nodes took. Coverage bends, and does not break: see `min_coverage`.
 """
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -50,9 +52,11 @@ class Adaptation:
         self._places = places
         # Samples by which slow nodes trained a place less than the order had it; of others, more.
         self._owed = [0.0] * len(places)
-        self._shares: dict[int, float] = {}
+        self._shares: dict[tuple[int, int], float] = {}
         self._probation: dict[int, int] = {}
-        self._budget: float | None = None
+        self._middling_of = 0
+        self._middling = 0
+        self._budget = 0.0
 
     def crossing(self, trip: int, nodes: Sequence[int]) -> list[int]:
         """Return the nodes of a trip: those on probation last."""
@@ -80,6 +84,7 @@ class Adaptation:
             places: The places that are free now.
             counts: How often the node has trained each place.
         """
+        self._find_middling(trip)
         room = self._with_room(node, self._open(counts, places), places)
         why = ""
         if proposed not in room:
@@ -89,7 +94,7 @@ class Adaptation:
             proposed = min(room, key=lambda one: (abs(one - proposed), one))
         if self.is_on_probation(node, trip):
             return self._choice(node, proposed, self._config.min_steps, "late not long ago")
-        if self._outlook.seconds(places[proposed], node) > self._limit():
+        if self._is_slow(node, places[proposed]):
             return self._shortened(node, proposed, {one: places[one] for one in room})
         other = self._exchanged(node, proposed, room, places)
         if other != proposed:
@@ -98,9 +103,11 @@ class Adaptation:
 
     def shorten(self, visit: Visit) -> Choice:
         """Return how many of a visit's steps its node has time for; its place is 0."""
-        if self._outlook.seconds(visit, visit.node) > self._limit():
-            return self._shortened(visit.node, 0, {0: visit})
-        return Choice(place=0)
+        self._find_middling(visit.trip)
+        if not self._is_slow(visit.node, visit):
+            return Choice(place=0)
+        slower = self._outlook.seconds(visit, visit.node) / self._middling_seconds(visit)
+        return self._choice(visit.node, 0, self._config.patience / slower, _slower(slower))
 
     def handed_out(self, proposed: int, visit: Visit) -> None:
         """Note what became of a proposed place."""
@@ -109,14 +116,13 @@ class Adaptation:
             self._owed[proposed] += samples
             self._owed[visit.place] -= samples
         full = self._outlook.full_steps(visit.node)
-        self._shares[visit.node] = (visit.steps or full) / full
+        self._shares[visit.node, visit.place or 0] = (visit.steps or full) / full
 
     def observe(self, outcome: Outcome) -> None:
         """Take what a decided visit took."""
         if outcome.late and self._config.probation_trips:
             node = outcome.visit.node
             self._probation[node] = outcome.visit.trip + self._config.probation_trips
-        self._budget = None
 
     def _open(self, counts: Sequence[int], places: Mapping[int, Visit]) -> Sequence[int]:
         """Return the places that coverage leaves open to a node."""
@@ -138,24 +144,18 @@ class Adaptation:
 
     def _shortened(self, node: int, proposed: int, places: Mapping[int, Visit]) -> Choice:
         """Return with what a slow node gets furthest in the time that it has."""
-        budget = self._time_budget()
+        budget = self._budget
         others = self._outlook.others(node)
         seconds = {one: self._outlook.seconds(places[one], node) for one in places}
         shares = {
-            one: min(1.0, max(self._config.min_steps, (budget - others) / (whole - others)))
-            if whole > others
-            else 1.0
+            one: min(1.0, (budget - others) / (whole - others)) if whole > others else 1.0
             for one, whole in seconds.items()
         }
         place = max(shares, key=lambda one: (shares[one], -abs(one - proposed)))
         if shares[place] <= shares[proposed] * (1 + self._config.hysteresis):
             place = proposed
-        wanted, before = shares[place], self._shares.get(node)
-        if before is not None and abs(wanted - before) <= self._config.hysteresis * before:
-            wanted = before
-        return self._choice(
-            node, place, wanted, f"{seconds[proposed] / budget:.1f} times the time it has"
-        )
+        slower = seconds[proposed] / self._middling_seconds(places[proposed])
+        return self._choice(node, place, shares[place], _slower(slower))
 
     def _exchanged(
         self, node: int, proposed: int, room: Sequence[int], places: Mapping[int, Visit]
@@ -165,19 +165,37 @@ class Adaptation:
             return proposed
         place = max(room, key=lambda one: (self._owed[one], -abs(one - proposed)))
         enough = self._owed[place] >= self._outlook.cost(places[proposed], node).samples / 2
-        fits = self._outlook.seconds(places[place], node) <= self._limit()
-        return place if enough and fits else proposed
+        return place if enough and not self._is_slow(node, places[place]) else proposed
 
     def _choice(self, node: int, place: int, share: float, why: str) -> Choice:
+        """Return a visit with a share of its steps; that of last time there, where it is near."""
+        share = min(1.0, max(self._config.min_steps, share))
+        before = self._shares.get((node, place))
+        if before is not None and abs(share - before) <= self._config.hysteresis * before:
+            share = before
         full = self._outlook.full_steps(node)
         steps = max(1, round(share * full))
         return Choice(place=place, steps=steps if steps < full else None, why=why)
 
-    def _limit(self) -> float:
-        return self._time_budget() * (1 + self._config.hysteresis)
+    def _is_slow(self, node: int, visit: Visit) -> bool:
+        limit = self._middling_seconds(visit) * (1 + self._config.hysteresis)
+        return self._outlook.seconds(visit, node) > limit
 
-    def _time_budget(self) -> float:
-        """Return the seconds that a visit may take."""
-        if self._budget is None:
-            self._budget = self._config.patience * self._outlook.middling_seconds(self._places)
-        return self._budget
+    def _middling_seconds(self, visit: Visit) -> float:
+        return self._outlook.seconds(visit, self._middling)
+
+    def _find_middling(self, trip: int) -> None:
+        """Look at a trip's start which node is the middling one, and how long its visits take."""
+        if trip == self._middling_of:
+            return
+        self._middling_of = trip
+        nodes = range(len(self._outlook.facts.rows))
+        ranked = sorted(nodes, key=lambda one: self._outlook.seconds(self._places[0], one))
+        self._middling = ranked[(len(ranked) - 1) // 2]
+        self._budget = self._config.patience * statistics.fmean(
+            self._middling_seconds(one) for one in self._places
+        )
+
+
+def _slower(ratio: float) -> str:
+    return f"{ratio:.1f} times as long as the middling node"

@@ -7,7 +7,6 @@ goes on from its journal knows what it knew, and equal measurements give equal d
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ray_snake.config import SnakeConfig
@@ -182,14 +181,6 @@ class Outlook:
         """Return whether a node's memory, as far as it is known, bears a visit."""
         room = self.room(node)
         return room is None or self.cost(visit, node).private_bytes <= room
-
-    def middling_seconds(self, visits: Sequence[Visit]) -> float:
-        """Return the median over all nodes of what visits like these take in full, on average."""
-        seconds = sorted(
-            statistics.fmean(self.seconds(one, node) for one in visits)
-            for node in range(len(self.facts.rows))
-        )
-        return seconds[(len(seconds) - 1) // 2]
 
     def _model(self, visit: Visit) -> VisitModel:
         key = (visit.trained, visit.cut)

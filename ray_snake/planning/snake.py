@@ -65,6 +65,9 @@ class Snake(Strategy):
             for place, (span, own) in enumerate(zip(self.spans, self._chosen, strict=True))
         }
         self.coverage = Coverage(nodes, len(self.spans))
+        # What the order proposed: so it goes its way, whatever nodes were given in its place.
+        self._proposed_to = Coverage(nodes, len(self.spans))
+        self._proposals: dict[int, int] = {}
         self._order = (self.order or find_order(snake.order))(
             spans=len(self.spans), seed=config.seed, stay=snake.trips_per_span
         )
@@ -129,9 +132,12 @@ class Snake(Strategy):
         """Count a visit to a span."""
         if visit.place is None:
             return
+        proposed = visit.place
         if self._adaptation is not None:
             proposed = self._proposed(visit.number, visit.trip, visit.node)
             self._adaptation.handed_out(proposed, visit)
+        self._proposals[visit.number] = proposed
+        self._proposed_to.add(visit.node, proposed)
         self.coverage.add(visit.node, visit.place)
 
     def observe(self, outcome: Outcome) -> None:
@@ -143,6 +149,7 @@ class Snake(Strategy):
     def refused(self, visit: Visit) -> None:
         """Take a refused visit out of the coverage."""
         if visit.place is not None:
+            self._proposed_to.take_back(visit.node, self._proposals[visit.number])
             self.coverage.take_back(visit.node, visit.place)
 
     def _proposed(self, number: int, trip: int, node: int) -> int:
@@ -150,7 +157,7 @@ class Snake(Strategy):
         warmup = self.config.snake.warmup_trips
         before = warmup if trip > warmup else 0
         turn = Turn(number=number - before * self.nodes, trip=trip - before, node=node)
-        return self._order.choose(turn, self.coverage.least_trained(node, self._order.stay - 1))
+        return self._order.choose(turn, self._proposed_to.least_trained(node, self._order.stay - 1))
 
     def _free_places(self) -> Mapping[int, Visit]:
         """Return a visit to each place that no other trains at the moment.

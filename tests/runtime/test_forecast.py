@@ -26,7 +26,7 @@ def predict(trips=2, sections=None, **snake):
 def test_the_first_trips_are_listed_and_the_whole_run_is_timed():
     _, found = predict(trips=2)
     assert [one.visit.number for one in found.visits] == [1, 2, 3, 4, 5, 6]
-    assert found.run_seconds > sum(one.seconds for one in found.visits) > 0
+    assert found.run_seconds > sum(one.cost.seconds for one in found.visits) > 0
 
 
 def test_a_first_visit_pulls_the_whole_model_and_later_ones_what_changed():
@@ -41,7 +41,7 @@ def test_a_first_visit_pulls_the_whole_model_and_later_ones_what_changed():
 def test_visits_to_larger_shards_take_longer():
     _, found = predict()
     first_trip = sorted(found.visits[:3], key=lambda one: one.visit.node)
-    assert first_trip[0].seconds < first_trip[1].seconds < first_trip[2].seconds
+    assert first_trip[0].cost.seconds < first_trip[1].cost.seconds < first_trip[2].cost.seconds
 
 
 def test_of_a_network_that_is_cut_nodes_pull_the_front():

@@ -65,7 +65,9 @@ SNAKE = {
     "warmup_rate": 0.5,
     "trips_per_span": 2,
 }
-# More visits of half the length, a third of them to the whole model: for FedAvg's bytes.
+# As many trips as FedAvg's bytes pay for.
+LONG = {**SNAKE, "trips": 48, "warmup_trips": 8}
+# The same samples in visits of half the length, a third of them to the whole model.
 OFTEN = {**SNAKE, "trips": 24, "warmup_trips": 8}
 WITHOUT_WARM_UP = {
     "spans": [[0, 1], [2, 3], [4, 5], [6], [7, 8]],
@@ -84,6 +86,7 @@ SNAKES = (
     snake(),
     snake("snake-no-warm-up", "warm-up", snake=WITHOUT_WARM_UP),
     snake("snake-one-trip", "trips per span", snake={**SNAKE, "trips_per_span": 1}),
+    snake("snake-equal-bytes", "trips", snake=LONG),
     snake("snake-often", "visits", snake=OFTEN, training={"steps": 39}),
     snake("snake-first-block", "ends", snake={**SNAKE, "train_first": True}),
     snake("snake-no-last-block", "ends", snake={**SNAKE, "train_last": False}),

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 from ray_snake.config import SnakeConfig
 from ray_snake.errors import NodeFailedError, SnakeError, VisitFailedError
@@ -90,7 +90,8 @@ class Driver:
         self._rows = rows
         self._refused_in_a_row = 0
         self._decided = 0
-        self._running: list[asyncio.Task[Deciding]] = []
+        self._running: list[asyncio.Future[Deciding]] = []
+        self._decided_before: dict[int, int] = {}
         self._strategy: Strategy
         self._visitor: Visitor
         self._supply: Supply | None = None
@@ -250,14 +251,8 @@ class Driver:
         return Visiting(visits=self._visitor.running)
 
     def _begin(self, visit: Visit) -> None:
-        before = self._decided
-        begun = self._visitor.visit(visit)
-
-        async def carry_out() -> Deciding:
-            done = await begun
-            return replace(done, staleness=self._decided - before)
-
-        self._running.append(asyncio.create_task(carry_out()))
+        self._decided_before[visit.number] = self._decided
+        self._running.append(asyncio.ensure_future(self._visitor.visit(visit)))
 
     async def _await_first(self) -> State:
         """Return the visit that comes back first."""
@@ -273,7 +268,8 @@ class Driver:
 
     async def _decide(self, state: Deciding) -> State:
         visit = state.task.visit
-        verdict = self._judge(state)
+        staleness = self._decided - self._decided_before.pop(visit.number)
+        verdict = self._judge(state, staleness)
         accepted = not isinstance(verdict, Refuse)
         report = asdict(state.report)
         record = VisitRecord(
@@ -301,7 +297,7 @@ class Driver:
             late=state.late,
             predicted_seconds=None if state.prediction is None else state.prediction.seconds,
             predicted_bytes=None if state.prediction is None else state.prediction.private_bytes,
-            staleness=state.staleness,
+            staleness=staleness,
             versions=state.task.versions if self._config.snake.heads > 1 else (),
         )
         recorder = self._recorder_or_fail()
@@ -314,6 +310,7 @@ class Driver:
             anchors=state.task.anchors,
         )
         await (self._committer.accept if accepted else self._committer.refuse)(result)
+        self._visitor.decided(visit)
         self._decided += 1
         self._strategy.observe(record.outcome)
         self._count_decision(record, accepted=accepted)
@@ -333,15 +330,14 @@ class Driver:
             )
         return Scheduling()
 
-    def _judge(self, state: Deciding) -> Accept | Refuse:
+    def _judge(self, state: Deciding, staleness: int) -> Accept | Refuse:
         """Decide on a visit's result by what it is, when it came, and what came meanwhile."""
         limit = self._config.snake.max_staleness
         if state.late and self._config.adaptation.late == "drop":
             return Refuse(f"it was stopped at its deadline, after {state.seconds:.1f} s")
-        if limit is not None and state.staleness > limit:
+        if limit is not None and staleness > limit:
             return Refuse(
-                f"{state.staleness} results came in meanwhile, more than snake.max_staleness = "
-                f"{limit}"
+                f"{staleness} results came in meanwhile, more than snake.max_staleness = {limit}"
             )
         return judge(state.report, self._config.acceptance)
 

@@ -119,7 +119,7 @@ class VisitRecord(Record):
         predicted_bytes: The node's own peak memory, likewise.
         pull_bytes: Bytes that it waited for in `pull_seconds`; others had been fetched ahead.
         free_bytes: Free memory of its machine at its end; none if unknown.
-        staleness: How many results came in between its start and its end.
+        staleness: How many results came in between its start and its decision.
         versions: With several heads, the version of each block that it started from.
     """
 
@@ -190,6 +190,13 @@ class VisitRecord(Record):
             free_bytes=self.free_bytes,
             late=self.late,
         )
+
+    @property
+    def prediction_error(self) -> float | None:
+        """How far `seconds` was from its prediction, as a share; none if nothing was predicted."""
+        if self.predicted_seconds is None or self.late or not self.seconds:
+            return None
+        return abs(self.predicted_seconds - self.seconds) / self.seconds
 
     @property
     def bytes_moved(self) -> int:

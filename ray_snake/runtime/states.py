@@ -49,7 +49,6 @@ class Deciding:
         seconds: From sending the visit to its end.
         prediction: What was expected of it; none if nothing was.
         late: Whether it was stopped at its deadline.
-        staleness: How many results came in meanwhile.
     """
 
     task: VisitTask
@@ -60,7 +59,6 @@ class Deciding:
     seconds: float
     prediction: Prediction | None = None
     late: bool = False
-    staleness: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,7 +60,7 @@ class Visitor:
 
     @property
     def running(self) -> tuple[Visit, ...]:
-        """The visits that are being carried out, as they were begun."""
+        """The visits that were begun and are not decided yet, as they were begun."""
         return tuple(self._running.values())
 
     @property
@@ -88,15 +88,16 @@ class Visitor:
     async def _carry_out(self, visit: Visit) -> Deciding:
         outlook = self._strategy.outlook
         prediction = None if outlook is None else outlook.predict(visit)
-        try:
-            while True:
-                handle = await self._roster.node(visit.node)
-                try:
-                    return await self._attempt(visit, handle, prediction)
-                except ProcessLostError as error:
-                    self._supply.lost(self._roster.lost(visit.node, str(error)))
-        finally:
-            del self._running[visit.number]
+        while True:
+            handle = await self._roster.node(visit.node)
+            try:
+                return await self._attempt(visit, handle, prediction)
+            except ProcessLostError as error:
+                self._supply.lost(self._roster.lost(visit.node, str(error)))
+
+    def decided(self, visit: Visit) -> None:
+        """Let others train what a visit trained: its result is part of the model, or refused."""
+        del self._running[visit.number]
 
     async def _attempt(
         self, visit: Visit, handle: NodeHandle, prediction: Prediction | None

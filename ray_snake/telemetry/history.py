@@ -69,6 +69,25 @@ HISTORY_SCHEMA: pa.Schema = pa.schema(
         _column("pull_seconds", pa.float64(), "Getting and loading those blocks.", "seconds"),
         _column("train_seconds", pa.float64(), "Training, prefix and teacher included.", "seconds"),
         _column("seconds", pa.float64(), "From sending the visit to its decision.", "seconds"),
+        _column(
+            "predicted_seconds",
+            pa.float64(),
+            "What `seconds` was predicted to be; null where nothing was.",
+            "seconds",
+            nullable=True,
+        ),
+        _column(
+            "predicted_bytes",
+            pa.int64(),
+            "The node's own peak memory, as predicted; null where nothing was.",
+            "bytes",
+            nullable=True,
+        ),
+        _column("why", pa.string(), "Why the driver left the fixed order; empty if it did not."),
+        _column("late", pa.bool_(), "Whether it was stopped at its deadline."),
+        _column(
+            "staleness", pa.int64(), "Results that came in between its start and its decision."
+        ),
         _column("finished_at", pa.float64(), "Unix time of the decision.", "seconds since 1970"),
         _column(
             "test_loss",

@@ -18,6 +18,7 @@ from ray_snake.runtime.events import (
     RunEnded,
     RunStarted,
     VisitDecided,
+    VisitLate,
     VisitProgress,
     VisitStarted,
 )
@@ -100,6 +101,11 @@ class ConsoleProgress:
                 self._trip, self._step = event.visit.trip, ""
             case VisitProgress():
                 self._step, self._loss = f"step {event.step}/{event.steps}", event.loss
+            case VisitLate():
+                self._line(
+                    f"late: {self._node_name(event.visit.node)} in visit {event.visit.number}, "
+                    f"told to stop after {format_seconds(event.seconds)}"
+                )
             case VisitDecided():
                 self._on_visit_decided(event.record)
             case Evaluated():
@@ -158,7 +164,8 @@ class ConsoleProgress:
         self._loss = record.loss
         if not self._evaluated:
             self._accuracy = record.accuracy
-        self._plain("  ".join([visit, format_seconds(record.seconds), *self._numbers()]))
+        why = [f"({record.why})"] if record.why else []
+        self._plain("  ".join([visit, *why, format_seconds(record.seconds), *self._numbers()]))
 
     def _on_evaluated(self, record: EvaluationRecord) -> None:
         self._evaluated = True

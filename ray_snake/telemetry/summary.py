@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable
 from typing import Any
 
@@ -35,6 +36,8 @@ def run_summary(run: str, records: Iterable[JournalRecord], weights_sha256: str)
         - `network`: what went between machines: `predicted` by the ledger and `measured` by the
           object managers (none where nobody counted), in all and by the receiving one of
           `machines`; and `links`, the predicted bytes from node to node;
+        - `prediction_error`: of a run that adapts, the median over the visits after the first trip
+          of how far their seconds were from the prediction, as a share of what they were;
         - `seconds`: time in which a visit or an evaluation was under way; time between a crash and
           its resume is not counted, nor are visits at the same time counted twice;
         - `weights_sha256`: as given.
@@ -51,6 +54,7 @@ def run_summary(run: str, records: Iterable[JournalRecord], weights_sha256: str)
         "bytes_moved": bytes_moved(visits),
         "nodes": _nodes(visits),
         "network": traffic(records).summary(),
+        **_predictions(visits),
         "seconds": round(busy_seconds(journal), 3),
         "weights_sha256": weights_sha256,
     }
@@ -65,6 +69,12 @@ def _nodes(visits: Iterable[VisitRecord]) -> dict[str, dict[str, int]]:
         for name in counted:
             own[name] += getattr(visit, name)
     return nodes
+
+
+def _predictions(visits: Iterable[VisitRecord]) -> dict[str, float]:
+    errors = [visit.prediction_error for visit in visits if visit.trip > 1]
+    known = [one for one in errors if one is not None]
+    return {"prediction_error": statistics.median(known)} if known else {}
 
 
 def bytes_moved(visits: Iterable[VisitRecord]) -> int:

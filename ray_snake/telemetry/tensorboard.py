@@ -144,6 +144,8 @@ class EventFile:
             "seconds/visit": record.seconds,
             "seconds/pull": record.pull_seconds,
             "seconds/train": record.train_seconds,
+            "seconds/predicted": record.predicted_seconds,
+            "prediction_error": record.prediction_error,
         }
 
 

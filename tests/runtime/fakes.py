@@ -47,6 +47,7 @@ class Fault(enum.Enum):
     LACKS_BLOCKS = enum.auto()
     DIVERGES = enum.auto()
     RAISES = enum.auto()
+    DAWDLES = enum.auto()
 
 
 @dataclass(frozen=True)
@@ -134,12 +135,16 @@ class FakeNode:
         self._held = {}
         self.received = []
         self.stopped = False
+        self._told_to_finish = asyncio.Event()
         cluster.nodes[number] = self
 
     async def visit(self, task, deliveries):
         refs = {one.block: one.ref for one in deliveries}
         self._cluster.visits.append((task, refs))
+        self._told_to_finish.clear()
         fault = await self._cluster.take_fault("visit", task.visit.number)
+        if fault is Fault.DAWDLES:
+            await self._told_to_finish.wait()
         assert task.visit.node == self._number
         inputs = {one.block: self._take(one) for one in deliveries}
         assert all(task.visit.on_node(block) for block in inputs)
@@ -195,6 +200,9 @@ class FakeNode:
 
     def stop(self):
         self.stopped = True
+
+    def finish(self):
+        self._told_to_finish.set()
 
     def release(self, block, version):
         self._cluster.released.append((self._number, block, version))
@@ -309,8 +317,10 @@ class FakeEngine:
         return digest([one.content for one in refs])
 
 
-def make_driver(cluster, config, storage, *, nodes=3, blocks=4, evaluates=False, emit=None):
-    """Return a driver of fakes with these numbers of nodes and blocks."""
+def make_driver(
+    cluster, config, storage, *, nodes=3, blocks=4, evaluates=False, emit=None, costs=()
+):
+    """Return a driver of fakes with these numbers of nodes and blocks, and costs of these."""
     names = tuple(f"clinic-{node}" for node in range(nodes))
     emit = emit or (lambda event: None)
     roster = Roster(
@@ -326,7 +336,9 @@ def make_driver(cluster, config, storage, *, nodes=3, blocks=4, evaluates=False,
         config=config,
         names=names,
         blocks=BlockTable(
-            names=tuple(f"block{block}" for block in range(blocks)), bytes=(BLOCK_BYTES,) * blocks
+            names=tuple(f"block{block}" for block in range(blocks)),
+            bytes=(BLOCK_BYTES,) * blocks,
+            costs=costs,
         ),
         storage=storage,
         engine=FakeEngine(cluster, blocks),
@@ -334,6 +346,7 @@ def make_driver(cluster, config, storage, *, nodes=3, blocks=4, evaluates=False,
         meter=FakeMeter(cluster),
         evaluates=evaluates,
         emit=emit,
+        rows=(8,) * nodes,
     )
 
 

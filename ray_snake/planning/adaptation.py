@@ -56,6 +56,7 @@ class Adaptation:
         self._probation: dict[int, int] = {}
         self._middling_of = 0
         self._middling = 0
+        self._middlings: dict[tuple[int, ...], float] = {}
         self._budget = 0.0
 
     def crossing(self, trip: int, nodes: Sequence[int]) -> list[int]:
@@ -144,17 +145,16 @@ class Adaptation:
 
     def _shortened(self, node: int, proposed: int, places: Mapping[int, Visit]) -> Choice:
         """Return with what a slow node gets furthest in the time that it has."""
-        budget = self._budget
-        others = self._outlook.others(node)
-        seconds = {one: self._outlook.seconds(places[one], node) for one in places}
+        others, pace = self._outlook.others(node), self._outlook.pace(node)
+        left = self._budget - others
+        seconds = {one: pace * self._outlook.work(visit, node) for one, visit in places.items()}
         shares = {
-            one: min(1.0, (budget - others) / (whole - others)) if whole > others else 1.0
-            for one, whole in seconds.items()
+            one: min(1.0, left / whole) if whole > 0 else 1.0 for one, whole in seconds.items()
         }
         place = max(shares, key=lambda one: (shares[one], -abs(one - proposed)))
         if shares[place] <= shares[proposed] * (1 + self._config.hysteresis):
             place = proposed
-        slower = seconds[proposed] / self._middling_seconds(places[proposed])
+        slower = (seconds[proposed] + others) / self._middling_seconds(places[proposed])
         return self._choice(node, place, shares[place], _slower(slower))
 
     def _exchanged(
@@ -182,7 +182,12 @@ class Adaptation:
         return self._outlook.seconds(visit, node) > limit
 
     def _middling_seconds(self, visit: Visit) -> float:
-        return self._outlook.seconds(visit, self._middling)
+        """Return the middling node's seconds as they were expected at the trip's start."""
+        found = self._middlings.get(visit.trained)
+        if found is None:
+            found = self._outlook.seconds(visit, self._middling)
+            self._middlings[visit.trained] = found
+        return found
 
     def _find_middling(self, trip: int) -> None:
         """Look at a trip's start which node is the middling one, and how long its visits take."""
@@ -192,6 +197,7 @@ class Adaptation:
         nodes = range(len(self._outlook.facts.rows))
         ranked = sorted(nodes, key=lambda one: self._outlook.seconds(self._places[0], one))
         self._middling = ranked[(len(ranked) - 1) // 2]
+        self._middlings.clear()
         self._budget = self._config.patience * statistics.fmean(
             self._middling_seconds(one) for one in self._places
         )

@@ -45,6 +45,8 @@ def there_and_back(step: int, places: int) -> int:
 
 def nearest(place: int, choices: Sequence[int]) -> int:
     """Return the choice nearest to `place`; of two equally near, the lower one."""
+    if place in choices:
+        return place
     return min(choices, key=lambda choice: (abs(choice - place), choice))
 
 

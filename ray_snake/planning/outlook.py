@@ -117,7 +117,10 @@ class Outlook:
         self._links = [Ratio() for _ in range(nodes)]
         self._free_bytes: list[int | None] = [None] * nodes
         self._models: dict[tuple[tuple[int, ...], int | None], VisitModel] = {}
-        self._middle: tuple[float, float] | None = None
+        self._full_steps = [total_steps(rows, config.training) for rows in facts.rows]
+        self._seen: set[int] = set()
+        self._middling = (1.0, 0.0)
+        self._middling_due = 1
 
     def observe(self, outcome: Outcome) -> None:
         """Take what a decided visit took."""
@@ -130,7 +133,11 @@ class Outlook:
         if outcome.pull_bytes and outcome.pull_seconds > 0:
             self._links[node].add(outcome.pull_bytes, outcome.pull_seconds)
         self._free_bytes[node] = outcome.free_bytes
-        self._middle = None
+        self._seen.add(node)
+        # Of thousands of nodes not one by one: each time, some more of them.
+        if len(self._seen) >= self._middling_due:
+            self._middling_due += 1 + len(self._seen) // 8
+            self._middling = self._find_middling()
 
     def cost(self, visit: Visit, node: int) -> VisitCost:
         """Return the cost of a visit if it were to `node`, where the blocks were measured."""
@@ -139,9 +146,12 @@ class Outlook:
 
     def seconds(self, visit: Visit, node: int) -> float:
         """Return the seconds that a visit would take `node`, from sending it to its end."""
-        steps = visit.steps or self.full_steps(node)
-        work = self._model(visit).seconds(rows=self.facts.rows[node], steps=steps)
-        return self.pace(node) * work + self.others(node)
+        return self.pace(node) * self.work(visit, node) + self.others(node)
+
+    def work(self, visit: Visit, node: int) -> float:
+        """Return a visit's computing seconds if it were to `node`, where blocks were measured."""
+        steps = visit.steps or self._full_steps[node]
+        return self._model(visit).seconds(rows=self.facts.rows[node], steps=steps)
 
     def predict(self, visit: Visit) -> Prediction:
         """Return what is expected of a visit to its node."""
@@ -152,17 +162,17 @@ class Outlook:
 
     def full_steps(self, node: int) -> int:
         """Return the optimizer steps that the settings give a visit to a node."""
-        return total_steps(self.facts.rows[node], self._config.training)
+        return self._full_steps[node]
 
     def pace(self, node: int) -> float:
         """Return how much longer a node computes than the machine that measured the blocks."""
         own = self._paces[node].value
-        return self._middling()[0] if own is None else own
+        return self._middling[0] if own is None else own
 
     def others(self, node: int) -> float:
         """Return the seconds that a node's visits take beside computing."""
         own = self._others[node].value
-        return self._middling()[1] if own is None else own
+        return self._middling[1] if own is None else own
 
     def flops_per_second(self, node: int) -> float:
         """Return a node's speed in floating-point operations per second."""
@@ -195,14 +205,8 @@ class Outlook:
             )
         return model
 
-    def _middling(self) -> tuple[float, float]:
-        if self._middle is None:
-            paces, others = (
-                [one.value for one in ratios if one.value is not None]
-                for ratios in (self._paces, self._others)
-            )
-            self._middle = (
-                statistics.median(paces) if paces else 1.0,
-                statistics.median(others) if others else 0.0,
-            )
-        return self._middle
+    def _find_middling(self) -> tuple[float, float]:
+        """Return pace and other seconds of a middling node, of those seen so far."""
+        paces = [value for node in self._seen if (value := self._paces[node].value) is not None]
+        others = [value for node in self._seen if (value := self._others[node].value) is not None]
+        return statistics.median(paces) if paces else 1.0, statistics.median(others)

@@ -68,6 +68,8 @@ class Snake(Strategy):
         # What the order proposed: so it goes its way, whatever nodes were given in its place.
         self._proposed_to = Coverage(nodes, len(self.spans))
         self._proposals: dict[int, int] = {}
+        # Asked for again when a planned visit is handed out: its turn, and the place.
+        self._proposal: tuple[tuple[int, int, int], int] | None = None
         self._order = (self.order or find_order(snake.order))(
             spans=len(self.spans), seed=config.seed, stay=snake.trips_per_span
         )
@@ -136,6 +138,7 @@ class Snake(Strategy):
         if self._adaptation is not None:
             proposed = self._proposed(visit.number, visit.trip, visit.node)
             self._adaptation.handed_out(proposed, visit)
+        self._proposal = None
         self._proposals[visit.number] = proposed
         self._proposed_to.add(visit.node, proposed)
         self.coverage.add(visit.node, visit.place)
@@ -149,15 +152,22 @@ class Snake(Strategy):
     def refused(self, visit: Visit) -> None:
         """Take a refused visit out of the coverage."""
         if visit.place is not None:
+            self._proposal = None
             self._proposed_to.take_back(visit.node, self._proposals[visit.number])
             self.coverage.take_back(visit.node, visit.place)
 
     def _proposed(self, number: int, trip: int, node: int) -> int:
         """Return the place that order and coverage choose."""
+        if self._proposal is not None and self._proposal[0] == (number, trip, node):
+            return self._proposal[1]
         warmup = self.config.snake.warmup_trips
         before = warmup if trip > warmup else 0
         turn = Turn(number=number - before * self.nodes, trip=trip - before, node=node)
-        return self._order.choose(turn, self._proposed_to.least_trained(node, self._order.stay - 1))
+        place = self._order.choose(
+            turn, self._proposed_to.least_trained(node, self._order.stay - 1)
+        )
+        self._proposal = (number, trip, node), place
+        return place
 
     def _free_places(self) -> Mapping[int, Visit]:
         """Return a visit to each place that no other trains at the moment.

@@ -93,7 +93,6 @@ class VisitModel:
         augmentation: AugmentationConfig | None = None,
     ) -> None:
         self._training = training
-        self._seconds: dict[tuple[int, int], float] = {}
         self._teacher = loss.distillation > 0
         self._variants: int | None = 1
         if augmentation is not None and (augmentation.flip or augmentation.crop):
@@ -164,16 +163,12 @@ class VisitModel:
 
     def seconds(self, *, rows: int, steps: int) -> float:
         """Predict such a visit's computing time where the blocks were measured."""
-        # Planning asks for the same ones again and again.
-        found = self._seconds.get((rows, steps))
-        if found is None:
-            samples, kept, cached = self._counts(rows, steps)
-            found = self._seconds[rows, steps] = (
-                self._prefix.seconds * (kept if cached else samples)
-                + self._rest.seconds * (samples + (kept if self._teacher else 0))
-                + (self._backward.seconds + self._again.seconds) * samples
-            )
-        return found
+        samples, kept, cached = self._counts(rows, steps)
+        return (
+            self._prefix.seconds * (kept if cached else samples)
+            + self._rest.seconds * (samples + (kept if self._teacher else 0))
+            + (self._backward.seconds + self._again.seconds) * samples
+        )
 
     def _counts(self, rows: int, steps: int) -> tuple[int, int, bool]:
         """Return samples seen, rows kept for all passes, and whether the prefix's outputs are."""

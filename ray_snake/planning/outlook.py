@@ -116,6 +116,7 @@ class Outlook:
         self._others = [Ratio() for _ in range(nodes)]
         self._links = [Ratio() for _ in range(nodes)]
         self._free_bytes: list[int | None] = [None] * nodes
+        self._works: dict[tuple[tuple[int, ...], int | None, int, int], float] = {}
         self._models: dict[tuple[tuple[int, ...], int | None], VisitModel] = {}
         self._full_steps = [total_steps(rows, config.training) for rows in facts.rows]
         self._seen: set[int] = set()
@@ -151,7 +152,13 @@ class Outlook:
     def work(self, visit: Visit, node: int) -> float:
         """Return a visit's computing seconds if it were to `node`, where blocks were measured."""
         steps = visit.steps or self._full_steps[node]
-        return self._model(visit).seconds(rows=self.facts.rows[node], steps=steps)
+        # Planning asks for the same ones again and again.
+        key = (visit.trained, visit.cut, self.facts.rows[node], steps)
+        found = self._works.get(key)
+        if found is None:
+            model = self._model(visit)
+            found = self._works[key] = model.seconds(rows=self.facts.rows[node], steps=steps)
+        return found
 
     def predict(self, visit: Visit) -> Prediction:
         """Return what is expected of a visit to its node."""

@@ -61,7 +61,7 @@ def test_what_a_late_visit_did_is_dropped_if_the_settings_say_so(cluster, storag
 
 
 def test_dropped_late_visits_do_not_fail_a_run(cluster, storage):
-    """Each is refused for its time alone, so no number of them in a row says that training fails."""
+    """They are refused for their time alone: many in a row do not say that training fails."""
     for number in range(1, 10):
         cluster.faults["visit", number] = [Fault.DAWDLES]
     assert isinstance(run(adapting(cluster, storage, late="drop").run()), Finished)

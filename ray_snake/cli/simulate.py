@@ -1,0 +1,187 @@
+"""`ray-snake simulate`: a run on virtual clocks, on nodes that are drawn, traced or known."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ray_snake.cli.options import config_argument, json_option, set_option
+from ray_snake.config import SnakeConfig
+from ray_snake.errors import ConfigError
+from ray_snake.telemetry.format import format_bytes, format_seconds
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ray_snake.planning.cost import BlockCost
+    from ray_snake.simulation.distribution import Distribution
+    from ray_snake.simulation.simulator import Simulation
+    from ray_snake.simulation.world import World
+
+SHOWN_TRIPS = 12
+# Option, quantity of `World.draw`, help.
+DRAWN = (
+    ("--rows", "rows", "Rows of a node's shard; by default those of CONFIG's nodes."),
+    ("--pace", "pace", "How many times as long as this machine a node computes."),
+    ("--link", "bytes_per_second", "Bytes per second of a node's link; by default no limit."),
+    ("--latency", "latency_seconds", "Seconds that a visit takes beside all that."),
+    ("--online", "online_seconds", "Seconds for which a node is there at a time."),
+    ("--offline", "offline_seconds", "Seconds for which it is away in between."),
+)
+
+
+def _drawn_options(command: Callable[..., None]) -> Callable[..., None]:
+    for option, name, text in reversed(DRAWN):
+        command = click.option(option, name, metavar="DIST", help=text)(command)
+    return command
+
+
+@click.command(
+    epilog="DIST is a number or a distribution: constant(value), uniform(low, high), "
+    "lognormal(median, sigma), exponential(mean), choice(a, b, ..)."
+)
+@config_argument
+@set_option
+@click.option("--nodes", type=click.IntRange(min=1), help="How many; by default CONFIG's.")
+@_drawn_options
+@click.option("--trace", metavar="FILE", help="CSV or Parquet: a row for each node.")
+@click.option("--like", metavar="RUN", help="Nodes as they turned out in a run that adapted.")
+@click.option("--seed", default=1, show_default=True, help="Of what is drawn.")
+@click.option("--plot", "picture", type=click.Path(path_type=Path), help="Picture file to write.")
+@click.option("--out", type=click.Path(path_type=Path), help="Parquet file of trips to write.")
+@json_option
+def simulate(
+    config: Path,
+    settings: tuple[str, ...],
+    nodes: int | None,
+    trace: str | None,
+    like: str | None,
+    seed: int,
+    picture: Path | None,
+    out: Path | None,
+    as_json: bool,
+    **drawn: str | None,
+) -> None:
+    """Run CONFIG's planning on virtual clocks: trip time, idle share, bytes, coverage.
+
+    The same code plans as in a real run; computing time comes from the network's blocks, measured
+    here, and from what is said of nodes and links. Trains nothing.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from ray_snake.simulation.distribution import Distribution
+    from ray_snake.simulation.simulator import Simulator
+
+    loaded = SnakeConfig.load(config, settings)
+    if (drawn["online_seconds"] is None) != (drawn["offline_seconds"] is None):
+        raise ConfigError("--online", "goes with --offline", "give both, or neither")
+    given = {
+        name: Distribution.parse(option, text)
+        for option, name, _ in DRAWN
+        if (text := drawn[name]) is not None
+    }
+    world, costs = _world(loaded, nodes, seed, given, like)
+    if trace is not None:
+        world = world.with_trace(trace)
+    simulator = Simulator(loaded, world, costs)
+    progress = Progress(
+        TextColumn("simulating trip {task.completed:.0f}/{task.total:.0f}"),
+        BarColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        redirect_stdout=False,
+    )
+    with progress:
+        task = progress.add_task("", total=loaded.snake.trips)
+        found = simulator.run(lambda trip: progress.update(task, completed=trip))
+    if picture is not None:
+        from ray_snake.simulation.plot import plot
+
+        plot({config.stem: found}, picture)
+    if out is not None:
+        import pyarrow.parquet as pq
+
+        pq.write_table(found.table, out)
+    _show(found, Console(stderr=as_json))
+    if as_json:
+        click.echo(json.dumps(asdict(found.summary)))
+
+
+def _world(
+    config: SnakeConfig,
+    nodes: int | None,
+    seed: int,
+    given: dict[str, Distribution],
+    like: str | None,
+) -> tuple[World, tuple[BlockCost, ...]]:
+    """Return nodes and block costs, from the settings' own data or from a run."""
+    import numpy as np
+    import torch
+
+    from ray_snake.runtime.forecast import measured_costs
+    from ray_snake.runtime.preflight import check_model, check_shards
+    from ray_snake.runtime.recipe import Recipe
+    from ray_snake.simulation.distribution import Distribution
+    from ray_snake.simulation.like import world_like
+    from ray_snake.simulation.world import World
+    from ray_snake.trainer import node_sources
+
+    torch.set_num_threads(config.nodes.threads)
+    sources = node_sources(config, None)
+    stack = check_model(Recipe(config=config), nodes=len(sources))
+    # Rows of all, where they are the nodes'; else the first shard tells what a row is.
+    specs = check_shards(stack, sources if "rows" not in given else sources[:1])
+    rows = np.array([one.samples for one in specs])
+    if like is not None:
+        if nodes is not None or given:
+            raise ConfigError(
+                "--like", "says all of the nodes", "leave out --nodes and what would be drawn"
+            )
+        return world_like(like, config, rows)
+    if "rows" not in given:
+        text = ", ".join(str(one) for one in rows)
+        given = given | {"rows": Distribution.parse("--rows", f"choice({text})")}
+    world = World.draw(nodes or len(sources), seed, given)
+    if nodes is None and len(rows) == len(world):
+        world = world.with_rows(rows)
+    return world, measured_costs(config, stack, specs)
+
+
+def _show(found: Simulation, console: Console) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for heading in ("trip", "time", "idle", "late", "moved", "samples", "covered"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    ends = [0.0, *(one.ended_at_seconds for one in found.trips)]
+    every = -(-len(found.trips) // SHOWN_TRIPS)
+    for before, one in zip(ends, found.trips, strict=False):
+        if one.trip % every and one.trip not in (1, len(found.trips)):
+            continue
+        seconds = one.ended_at_seconds - before
+        idle = 1 - one.busy_seconds / (found.nodes * seconds) if seconds > 0 else 0.0
+        table.add_row(
+            str(one.trip),
+            format_seconds(seconds),
+            f"{idle:.1%}",
+            str(one.late),
+            format_bytes(one.bytes),
+            f"{one.samples:,}",
+            "" if one.covered is None else f"{one.covered:.1%}",
+        )
+    console.print(table)
+    whole = found.summary
+    console.print(
+        f"{whole.nodes:,} nodes, {whole.visits:,} visits: {format_seconds(whole.seconds)}, "
+        f"{format_seconds(whole.trip_seconds)} a trip, nodes idle {whole.idle_share:.1%}, "
+        f"{format_bytes(whole.bytes_moved)} moved.",
+        highlight=False,
+    )

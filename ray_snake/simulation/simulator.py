@@ -1,0 +1,404 @@
+"""A run on a virtual clock: the strategies of real runs decide, nodes that were drawn take time.
+
+What is modelled: computing time from measured blocks and each node's pace; the blocks that a node
+lacks, pulled over the slower of its link and the sender's, ahead of its visit as far as the visit
+before leaves time for it; visits at once; nodes that come and go; deadlines. What is not: loss and
+accuracy, and machines that several nodes share.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+
+from ray_snake.config import SnakeConfig
+from ray_snake.errors import RunError
+from ray_snake.planning.cost import BlockCost
+from ray_snake.planning.outlook import Facts, Outcome
+from ray_snake.planning.snake import Snake
+from ray_snake.planning.span import Visit
+from ray_snake.planning.strategy import Strategy, make_strategy
+from ray_snake.simulation.world import World
+
+TRIPS_SCHEMA: pa.Schema = pa.schema(
+    [
+        ("trip", pa.int64()),
+        ("ended_at_seconds", pa.float64()),
+        ("visits", pa.int64()),
+        ("late", pa.int64()),
+        ("bytes", pa.int64()),
+        ("busy_seconds", pa.float64()),
+        ("samples", pa.int64()),
+        ("covered", pa.float64()),
+    ]
+)
+"""What became of each trip: `bytes` that moved, `busy_seconds` of computing, `samples` trained on,
+`covered`: share of all pairs of node and span that were trained until then, null without spans."""
+
+
+@dataclass(kw_only=True)
+class Trip:
+    """What became of a trip so far; see `TRIPS_SCHEMA`."""
+
+    trip: int
+    ended_at_seconds: float = 0.0
+    visits: int = 0
+    late: int = 0
+    bytes: int = 0
+    busy_seconds: float = 0.0
+    samples: int = 0
+    covered: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """A simulated run in a few numbers.
+
+    Attributes:
+        nodes: Number of nodes.
+        trips: Trips done.
+        visits: Visits done.
+        late: Visits that were stopped at their deadline.
+        seconds: Virtual seconds of the whole run.
+        trip_seconds: Those of a trip, on average.
+        idle_share: Share of all nodes' time in which they did not compute.
+        bytes_moved: Bytes of blocks that nodes pulled, or returned to be averaged.
+        samples: Samples trained on.
+        covered: Share of all pairs of node and span that were trained; none without spans.
+    """
+
+    nodes: int
+    trips: int
+    visits: int
+    late: int
+    seconds: float
+    trip_seconds: float
+    idle_share: float
+    bytes_moved: int
+    samples: int
+    covered: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Simulation:
+    """A simulated run.
+
+    Attributes:
+        nodes: Number of nodes.
+        trips: What became of each trip.
+    """
+
+    nodes: int
+    trips: list[Trip]
+
+    @property
+    def table(self) -> pa.Table:
+        """One row for each trip: `TRIPS_SCHEMA`."""
+        return pa.Table.from_pylist([vars(one) for one in self.trips], schema=TRIPS_SCHEMA)
+
+    @property
+    def summary(self) -> Summary:
+        """The whole run in a few numbers."""
+        seconds = max(one.ended_at_seconds for one in self.trips)
+        busy = sum(one.busy_seconds for one in self.trips)
+        return Summary(
+            nodes=self.nodes,
+            trips=len(self.trips),
+            visits=sum(one.visits for one in self.trips),
+            late=sum(one.late for one in self.trips),
+            seconds=seconds,
+            trip_seconds=seconds / len(self.trips),
+            idle_share=1 - busy / (self.nodes * seconds) if seconds else 0.0,
+            bytes_moved=sum(one.bytes for one in self.trips),
+            samples=sum(one.samples for one in self.trips),
+            covered=self.trips[-1].covered,
+        )
+
+
+@dataclass(order=True)
+class _Running:
+    """A visit under way, ordered by its end."""
+
+    end: float
+    number: int
+    visit: Visit = field(compare=False)
+    outcome: Outcome = field(compare=False)
+    busy_seconds: float = field(compare=False)
+    samples: int = field(compare=False)
+    bytes: int = field(compare=False)
+
+
+class Simulator:
+    """Drives a strategy against a world.
+
+    Args:
+        config: The run's settings.
+        world: The nodes.
+        costs: What each block costs.
+        kind: A user's own strategy; none: the one that the settings name.
+
+    Raises:
+        ConfigError: If the settings don't fit the nodes or the network.
+    """
+
+    def __init__(
+        self,
+        config: SnakeConfig,
+        world: World,
+        costs: tuple[BlockCost, ...],
+        *,
+        kind: type[Strategy] | None = None,
+    ) -> None:
+        self._config = config
+        self._world = world
+        self.strategy = make_strategy(config, nodes=len(world), blocks=len(costs), kind=kind)
+        self._outlook = self.strategy.know(Facts(rows=tuple(world.rows.tolist()), costs=costs))
+        self._clock = 0.0
+        self._running: list[_Running] = []
+        self._at_work: set[int] = set()
+        self._presence = _Presence(world)
+        self._exchange = _Exchange(world, costs)
+        # Lists, as elements of arrays are slow one by one.
+        self._paces: list[float] = world.pace.tolist()
+        self._latencies: list[float] = world.latency_seconds.tolist()
+        self._rates: list[float] = world.bytes_per_second.tolist()
+        self._batches = np.minimum(config.training.batch_size, world.rows).tolist()
+        self._rounds: list[Visit] = []
+        self._trips: dict[int, Trip] = {}
+        self._covered: set[tuple[int, int]] = set()
+
+    def run(self, on_trip: Callable[[int], None] = lambda trip: None) -> Simulation:
+        """Run to the end of the last trip.
+
+        Args:
+            on_trip: Told each trip, in order, when all its visits have ended.
+
+        Raises:
+            RunError: If nodes are gone for good that have visits left.
+        """
+        told = 0
+        while True:
+            self._begin_visits()
+            if not self._running:
+                if self.strategy.is_over:
+                    break
+                self._clock = self._presence.next_change(self._clock)
+                continue
+            self._end_first()
+            while told + 1 in self._trips and self._trips[told + 1].visits == len(self._world):
+                told += 1
+                on_trip(told)
+        trips = [self._trips[trip] for trip in sorted(self._trips)]
+        return Simulation(nodes=len(self._world), trips=trips)
+
+    def _begin_visits(self) -> None:
+        while len(self._running) < self.strategy.heads:
+            self._presence.go_on(self._clock)
+            absent = self._presence.absent
+            busy = self._at_work | absent if absent else self._at_work
+            running = sorted(self._running, key=lambda one: one.number)
+            visit = self.strategy.next([one.visit for one in running], busy)
+            if visit is None:
+                break
+            heapq.heappush(self._running, self._begin(visit))
+            self._at_work.add(visit.node)
+
+    def _begin(self, visit: Visit) -> _Running:
+        node = visit.node
+        expected = self._outlook.seconds(visit, node)
+        pulled, waiting_bytes, waiting = self._exchange.pull(visit, self._clock)
+        work = self._paces[node] * self._outlook.work(visit, node)
+        beside = waiting + self._latencies[node]
+        full = visit.steps or self._outlook.full_steps(node)
+        steps, late = full, False
+        deadline = self._deadline(expected)
+        if deadline is not None and beside + work > deadline and work > 0:
+            share = max(0.0, deadline - beside) / work
+            steps, late, work = max(1, round(share * full)), True, max(0.0, deadline - beside)
+        returned = self._exchange.bytes_of(visit) if visit.averaged else 0
+        if returned:
+            beside += returned / self._rates[node]
+        outcome = Outcome(
+            visit=visit,
+            steps=steps,
+            train_seconds=work,
+            seconds=beside + work,
+            pull_bytes=waiting_bytes,
+            pull_seconds=waiting,
+            late=late,
+        )
+        return _Running(
+            end=self._presence.end_of(node, self._clock, beside + work),
+            number=visit.number,
+            visit=visit,
+            outcome=outcome,
+            busy_seconds=work,
+            samples=steps * self._batches[node],
+            bytes=pulled + returned,
+        )
+
+    def _deadline(self, expected: float) -> float | None:
+        adaptation = self._config.adaptation
+        if adaptation.deadline is None or not self._config.snake.adapt:
+            return None
+        return max(adaptation.min_deadline_seconds, adaptation.deadline * expected)
+
+    def _end_first(self) -> None:
+        done = heapq.heappop(self._running)
+        visit = done.visit
+        self._clock = done.end
+        self._at_work.discard(visit.node)
+        dropped = done.outcome.late and self._config.adaptation.late == "drop"
+        if visit.averaged:
+            self._rounds.append(visit)
+            self._end_round_if_due(visit)
+        elif not dropped:
+            self._exchange.commit(visit, self._clock)
+        self.strategy.observe(done.outcome)
+        if dropped:
+            self.strategy.refused(visit)
+        elif visit.place is not None:
+            self._covered.add((visit.node, visit.place))
+        trip = self._trips.setdefault(visit.trip, Trip(trip=visit.trip))
+        trip.ended_at_seconds = max(trip.ended_at_seconds, self._clock)
+        trip.visits += 1
+        trip.late += done.outcome.late
+        trip.bytes += done.bytes
+        trip.busy_seconds += done.busy_seconds
+        trip.samples += done.samples
+        if isinstance(self.strategy, Snake):
+            trip.covered = len(self._covered) / (len(self._world) * len(self.strategy.spans))
+
+    def _end_round_if_due(self, visit: Visit) -> None:
+        others = [*(one.visit for one in self._running), self.strategy.peek()]
+        if not any(one is not None and one.averaged and one.trip == visit.trip for one in others):
+            for one in self._rounds:
+                self._exchange.commit(one, self._clock, version=visit.number)
+            self._rounds.clear()
+
+
+class _Exchange:
+    """Which version of each block each node has, and what pulling the others takes."""
+
+    def __init__(self, world: World, costs: tuple[BlockCost, ...]) -> None:
+        self._bytes = np.array([one.weight_bytes for one in costs], dtype=np.float64)
+        self._rates: list[float] = world.bytes_per_second.tolist()
+        self._versions = np.zeros(len(costs), dtype=np.int64)
+        self._held = np.full((len(world), len(costs)), -1, dtype=np.int64)
+        # What came to be since the latest visit began: when, where, and its bytes.
+        self._fresh: list[tuple[float, int, int]] = []
+        self._last_begin = 0.0
+        self._of: dict[tuple[int, ...], tuple[list[int], int]] = {}
+
+    def bytes_of(self, visit: Visit) -> int:
+        """Return the bytes of what a visit trains."""
+        return self._trained(visit)[1]
+
+    def pull(self, visit: Visit, now: float) -> tuple[int, int, float]:
+        """Pull what a node lacks; return its bytes, and bytes and seconds that the visit waits for.
+
+        What was there when the visit before began was fetched meanwhile, as far as time allowed.
+        """
+        node = visit.node
+        held = self._held[node]
+        pulled = int(self._bytes @ (held != self._versions))
+        held[:] = self._versions
+        began, self._last_begin = self._last_begin, now
+        self._fresh = [one for one in self._fresh if one[0] > began]
+        rate = self._rates[node]
+        fresh_bytes, waiting = 0, 0.0
+        for _, maker, size in self._fresh:
+            if maker != node:
+                fresh_bytes += size
+                waiting += size / min(rate, self._rates[maker])
+        fresh_bytes = min(fresh_bytes, pulled)
+        late = (pulled - fresh_bytes) / rate - (now - began)
+        if late > 0:
+            return pulled, pulled, waiting + late
+        return pulled, fresh_bytes, waiting
+
+    def commit(self, visit: Visit, now: float, version: int | None = None) -> None:
+        """Make what a visit trained the current version; of an average, no node has it yet."""
+        trained, size = self._trained(visit)
+        self._versions[trained] = version or visit.number
+        if version is None:
+            self._held[visit.node, trained] = visit.number
+        self._fresh.append((now, visit.node, size))
+
+    def _trained(self, visit: Visit) -> tuple[list[int], int]:
+        found = self._of.get(visit.trained)
+        if found is None:
+            trained = list(visit.trained)
+            found = self._of[visit.trained] = trained, int(self._bytes[trained].sum())
+        return found
+
+
+class _Presence:
+    """Which nodes are away. A visit whose node goes ends once it was there for long enough."""
+
+    def __init__(self, world: World) -> None:
+        self.absent: set[int] = set()
+        self._changes: list[tuple[float, int, bool]] = []
+        self._periods: dict[int, Iterator[tuple[float, float]]] = {}
+        self._current: dict[int, tuple[float, float]] = {}
+        whole = world.online_seconds is None and not world.online_from.any()
+        if whole and np.isinf(world.online_until).all():
+            return
+        for node in range(len(world)):
+            self.absent.add(node)
+            self._periods[node] = world.presence(node)
+            self._plan(node)
+        self.go_on(0.0)
+
+    def go_on(self, now: float) -> None:
+        """Let nodes come and go until now."""
+        while self._changes and self._changes[0][0] <= now:
+            _, node, comes = heapq.heappop(self._changes)
+            if comes:
+                self.absent.discard(node)
+                gone = self._current[node][1]
+                if np.isfinite(gone):
+                    heapq.heappush(self._changes, (gone, node, False))
+            else:
+                self.absent.add(node)
+                self._plan(node)
+
+    def next_change(self, now: float) -> float:
+        """Return when a node comes next.
+
+        Raises:
+            RunError: If none ever does.
+        """
+        coming = [when for when, _, comes in self._changes if comes]
+        if not coming:
+            raise RunError(
+                f"after {now:.0f} virtual seconds no node is left that has visits to do",
+                "let nodes stay longer, or simulate fewer trips",
+            )
+        return max(now, min(coming))
+
+    def end_of(self, node: int, now: float, seconds: float) -> float:
+        """Return when a node has been there for so many seconds from now on."""
+        if node not in self._current:
+            return now + seconds
+        came, gone = self._current[node]
+        start = max(now, came)
+        while start + seconds > gone:
+            seconds -= max(0.0, gone - start)
+            following = next(self._periods[node], None)
+            if following is None:
+                # It never comes back; what it did until then is lost with it.
+                return gone
+            came, gone = self._current[node] = following
+            start = came
+        return start + seconds
+
+    def _plan(self, node: int) -> None:
+        following = next(self._periods[node], None)
+        if following is not None:
+            self._current[node] = following
+            heapq.heappush(self._changes, (following[0], node, True))

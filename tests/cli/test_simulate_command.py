@@ -1,0 +1,51 @@
+"""`ray-snake simulate` shows what a run would take on other nodes, and trains nothing."""
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+from workplaces import DIGITS, MODEL, SHORT
+
+CONFIG = MODEL + DIGITS + SHORT
+
+
+def test_a_simulation_is_shown_drawn_and_written(workplace):
+    config = workplace.write(CONFIG)
+    done = workplace.call(
+        *("simulate", config, "--nodes", "5", "--pace", "lognormal(1, 0.5)", "--link", "1e6"),
+        *("--set", "snake.trips=3", "--plot", "picture.png", "--out", "trips.parquet", "--json"),
+    )
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert (summary["nodes"], summary["trips"], summary["visits"]) == (5, 3, 15)
+    assert "5 nodes, 15 visits" in done.stderr
+    assert (workplace.folder / "picture.png").read_bytes().startswith(b"\x89PNG")
+    assert pq.read_table(workplace.folder / "trips.parquet").num_rows == 3
+    assert not (workplace.folder / "runs").exists()
+
+
+def test_nodes_as_a_run_showed_them_take_as_long(workplace):
+    config = workplace.write(CONFIG)
+    trained = workplace.call("train", config, "--json", "--set", "snake.adapt=true")
+    assert trained.returncode == 0, trained.stderr
+    run = json.loads(trained.stdout)["run"]
+    done = workplace.call("simulate", config, "--set", "snake.adapt=true", "--like", run, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["visits"] == json.loads(trained.stdout)["visits"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--pace", "fast"), "--pace: 'fast' is no distribution"),
+        (("--online", "3"), "--online: goes with --offline"),
+        (("--trace", "none.csv"), "none.csv"),
+        (("--like", "runs/none"), "runs/none"),
+        (("--like", "runs/none", "--nodes", "3"), "--like: says all of the nodes"),
+    ],
+)
+def test_what_can_not_be_simulated_is_refused_in_one_line(workplace, options, words):
+    done = workplace.call("simulate", workplace.write(CONFIG), *options)
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert words in line

@@ -1,0 +1,187 @@
+"""Nodes that differ in speed and links: what adapting is worth, and whether it knows what it does.
+
+Eight nodes, each on a virtual machine of its own (root and iproute2: see cluster/README.md), with
+links that differ by 20 times and CPUs that the kernel holds to shares that differ by 8 times. The
+fixed order and the adaptive driver train the same network on the same rows with the same seed.
+
+- `adaptive_over_fixed`: time until the adaptive driver's accuracy on held-out rows is that of the
+  fixed order at its end, over the fixed order's time; from the first visit's start. None where it
+  never gets there.
+- `equal_nodes_ratio`: time of the adaptive driver over that of the fixed order, same visits, nodes
+  of equal speed on one machine.
+- `prediction_error`: median of how far visits after the first trip were from their prediction.
+- `simulated_over_real`: the simulator's trip time over the real one, both after the first trips,
+  from which the simulator knows the nodes.
+
+    sudo python jobs/benchmarks/adapt.py --seeds 3 --json
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from cpu_limit import limited, network_of
+
+from ray_snake import SnakeConfig, SnakeTrainer
+from ray_snake.data import NodeDataset
+from ray_snake.runtime.journal import EvaluationRecord, VisitRecord, read_records
+from ray_snake.simulation.like import world_like
+from ray_snake.simulation.simulator import Simulator
+from ray_snake.storage import Storage
+from ray_snake.trainer import node_sources
+
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "jobs" / "configs" / "quickstart.toml"
+SHARES = (1.0, 1.0, 1.0, 0.5, 0.5, 0.25, 0.25, 0.125)
+LINKS = ("100mbit", "50mbit", "20mbit", "100mbit", "10mbit", "50mbit", "5mbit", "20mbit")
+KNOWN_TRIPS = 4
+# Two classes a node, and as many rows.
+SETTINGS = (
+    'data.partition.scheme="shards"',
+    "model.options.width=24",
+    "training.epochs=3",
+    "evaluation.every_visits=4",
+)
+
+
+@click.command()
+@click.option("--trips", default=12, show_default=True)
+@click.option("--seeds", default=3, show_default=True, help="Seeds 1 to this; medians count.")
+@click.option("--set", "settings", multiple=True, help="Change a setting of both.")
+@click.option("--only", type=click.Choice(["unequal", "equal"]), multiple=True)
+@click.option("--storage", type=click.Path(path_type=Path), help="Keep the runs there.")
+@click.option("--json", "as_json", is_flag=True)
+def main(
+    trips: int,
+    seeds: int,
+    settings: tuple[str, ...],
+    only: tuple[str, ...],
+    storage: Path | None,
+    as_json: bool,
+) -> None:
+    """Train with the fixed order and with the adaptive driver, and compare their journals."""
+    chosen = only or ("unequal", "equal")
+    common = (*SETTINGS, f"snake.trips={trips}", *settings)
+    figures: dict[str, Any] = {"trips": trips, "seeds": seeds}
+    runs = []
+    for seed in range(1, seeds + 1):
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) if storage is None else storage / f"seed-{seed}"
+            own = (*common, f"seed={seed}")
+            found = {}
+            if "unequal" in chosen:
+                found |= _unequal(own, folder)
+            if "equal" in chosen:
+                found |= _equal(own, folder)
+            click.echo(f"seed {seed}: {found}", err=True)
+            runs.append(found)
+    for key in runs[0]:
+        values = [one[key] for one in runs]
+        figures[key] = None if None in values else round(statistics.median(values), 4)
+        figures[f"{key}_of_seeds"] = values
+    click.echo(json.dumps(figures) if as_json else figures)
+
+
+def _unequal(settings: tuple[str, ...], folder: Path) -> dict[str, float | None]:
+    sys.path.insert(0, str(ROOT))
+    from cluster.testbed import MachineSpec, Testbed
+
+    machines = [MachineSpec(link=link, cpus=1) for link in LINKS]
+    names = {}
+    with Testbed(machines=machines) as bed:
+        places: dict[int, int] = {}
+
+        def place(pid: int) -> int | None:
+            return places.get(network_of(pid))
+
+        for index in range(len(LINKS)):
+            program = "import os; print(os.stat('/proc/self/ns/net').st_ino)"
+            done = bed.run([sys.executable, "-c", program], machine=index, capture=True)
+            places[int(done.stdout)] = index
+        for name, adapt in (("fixed", "false"), ("adaptive", "true")):
+            with limited(list(SHARES), place):
+                done = bed.run(
+                    [
+                        *("ray-snake", "train", str(CONFIG), "--storage", str(folder)),
+                        *("--name", name, "--json", "--set", f"snake.adapt={adapt}"),
+                        # A machine for each.
+                        *("--set", "nodes.cpus=1"),
+                        *(word for one in settings for word in ("--set", one)),
+                    ],
+                    environment={"PYTHONPATH": os.pathsep.join(sys.path)},
+                    capture=True,
+                )
+            if done.returncode != 0:
+                raise click.ClickException(done.stderr[-2000:])
+            names[name] = str(folder / name)
+    fixed, adaptive = (_curve(names[name]) for name in ("fixed", "adaptive"))
+    mark = fixed[-1][1]
+    reached = next((seconds for seconds, accuracy in adaptive if accuracy >= mark), None)
+    return {
+        "adaptive_over_fixed": None if reached is None else reached / fixed[-1][0],
+        "whole_adaptive_over_fixed": adaptive[-1][0] / fixed[-1][0],
+        "fixed_seconds": fixed[-1][0],
+        "fixed_accuracy": mark,
+        "adaptive_accuracy": adaptive[-1][1],
+        "prediction_error": _summary(done.stdout)["prediction_error"],
+        "simulated_over_real": _simulated_over_real(
+            SnakeConfig.load(CONFIG, [*settings, "snake.adapt=true"]), names["adaptive"]
+        ),
+    }
+
+
+def _equal(settings: tuple[str, ...], folder: Path) -> dict[str, float | None]:
+    """Compare the two on one machine: adapting has nothing to win, so what it takes shows."""
+    seconds = {}
+    for name, adapt in (("equal-fixed", False), ("equal-adaptive", True)):
+        config = SnakeConfig.load(
+            CONFIG, [*settings, f"snake.adapt={str(adapt).lower()}", "nodes.nodes_per_actor=4"]
+        )
+        run = SnakeTrainer(config=config, storage=folder, name=name).fit().run
+        # Starting is over with the first trip.
+        visits = [one for one in _visits(run) if one.trip > 1]
+        seconds[name] = visits[-1].finished_at - visits[0].finished_at
+    return {"equal_nodes_ratio": seconds["equal-adaptive"] / seconds["equal-fixed"]}
+
+
+def _simulated_over_real(config: SnakeConfig, run: str) -> float:
+    rows = np.array([len(NodeDataset.open(one)) for one in node_sources(config, None)])
+    world, costs = world_like(run, config, rows, trips=KNOWN_TRIPS)
+    trips = Simulator(config, world, costs).run().trips
+    simulated = trips[-1].ended_at_seconds - trips[KNOWN_TRIPS - 1].ended_at_seconds
+    # Evaluations happen beside visits; what the driver does between them is part of a visit.
+    visits = [one for one in _visits(run) if one.trip > KNOWN_TRIPS]
+    return simulated / (visits[-1].finished_at - (visits[0].finished_at - visits[0].seconds))
+
+
+def _curve(run: str) -> list[tuple[float, float]]:
+    """Return (seconds since the first visit began, accuracy) of each evaluation."""
+    visits = {one.visit: one for one in _visits(run)}
+    first = visits[1]
+    began = first.finished_at - first.seconds
+    return [
+        (visits[one.visit].finished_at - began, one.accuracy)
+        for one in read_records(Storage(run))
+        if isinstance(one, EvaluationRecord) and one.visit in visits and one.accuracy is not None
+    ]
+
+
+def _visits(run: str) -> list[VisitRecord]:
+    return [one for one in read_records(Storage(run)) if isinstance(one, VisitRecord)]
+
+
+def _summary(stdout: str) -> dict[str, Any]:
+    summary: dict[str, Any] = json.loads(stdout.splitlines()[-1])
+    return summary
+
+
+if __name__ == "__main__":
+    main()

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from ray_snake.cli.options import config_argument, set_option
 from ray_snake.config import SnakeConfig
+from ray_snake.planning.span import Visit
 from ray_snake.telemetry.format import format_bytes, format_seconds
 
 
@@ -41,7 +42,7 @@ def plan(config: Path, settings: tuple[str, ...], shown_trips: int) -> None:
     blocks = _table("Blocks", "block", "name", "weights", "forward/sample", "saved/sample")
     visits = _table(
         f"The first of {loaded.snake.trips} trips",
-        *("visit", "trip", "node", "span", "trains", "rows", "time", "memory", "pulls"),
+        *("visit", "trip", "node", "span", "trains", "rows", "time", "memory", "pulls", "why"),
     )
     for index, one in enumerate(found.blocks):
         blocks.add_row(
@@ -62,6 +63,7 @@ def plan(config: Path, settings: tuple[str, ...], shown_trips: int) -> None:
             format_seconds(row.cost.seconds),
             format_bytes(row.cost.private_bytes),
             format_bytes(row.bytes_pulled),
+            row.visit.why or _reason(row.visit, loaded),
         )
     console = Console()
     if not console.is_terminal:
@@ -76,10 +78,15 @@ def plan(config: Path, settings: tuple[str, ...], shown_trips: int) -> None:
     )
 
 
+def _reason(visit: Visit, config: SnakeConfig) -> str:
+    """Return what chose a visit that nothing changed."""
+    return "whole model" if visit.place is None else config.snake.order
+
+
 def _table(title: str, *headings: str) -> Table:
     table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, title_justify="left")
     for heading in headings:
-        text = heading in ("name", "node", "span", "trains")
+        text = heading in ("name", "node", "span", "trains", "why")
         table.add_column(heading, justify="left" if text else "right", no_wrap=True)
     return table
 

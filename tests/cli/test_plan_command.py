@@ -19,7 +19,8 @@ def test_the_plan_names_blocks_nodes_and_predictions_and_starts_nothing(tmp_path
         timeout=120,
         check=True,
     )
-    for words in ("conv1", "digits/train[2]", "0-1 4", "130.2 KiB", "whole run about"):
+    found = ("conv1", "digits/train[2]", "0-1 4", "130.2 KiB", "span_major", "whole run about")
+    for words in found:
         assert words in done.stdout
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []

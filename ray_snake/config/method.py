@@ -96,7 +96,7 @@ class AdaptationConfig(Section):
         default=0.25, description="The least share of its steps that a visit makes all the same."
     )
     min_coverage: Fraction = Field(
-        default=0.5,
+        default=0.9,
         description="How often every node trains each span at least, as a share of how often it "
         "would if all came equally often.",
     )

@@ -178,6 +178,9 @@ class Adaptation:
         return Choice(place=place, steps=steps if steps < full else None, why=why)
 
     def _is_slow(self, node: int, visit: Visit) -> bool:
+        """Return whether a node that was seen at work takes longer than the middling one."""
+        if not self._outlook.knows(node):
+            return False
         limit = self._middling_seconds(visit) * (1 + self._config.hysteresis)
         return self._outlook.seconds(visit, node) > limit
 

@@ -167,6 +167,10 @@ class Outlook:
             private_bytes=self.cost(visit, visit.node).private_bytes,
         )
 
+    def knows(self, node: int) -> bool:
+        """Return whether a node was seen at work."""
+        return self._paces[node].value is not None
+
     def full_steps(self, node: int) -> int:
         """Return the optimizer steps that the settings give a visit to a node."""
         return self._full_steps[node]

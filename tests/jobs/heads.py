@@ -1,4 +1,4 @@
-"""A Ray head of its own, started by hand with token authentication, and commands that talk to it."""
+"""A Ray head of its own, started by hand with a token, and commands that talk to it."""
 
 import contextlib
 import json

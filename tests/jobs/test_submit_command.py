@@ -1,4 +1,4 @@
-"""Runs as jobs of a head that asks for a token: submitted, followed, looked at, stopped, resumed."""
+"""Runs as jobs of a head that asks for a token: submitted, followed, stopped, resumed."""
 
 import json
 import shutil
@@ -70,9 +70,9 @@ def test_rays_own_command_submits_the_entry_points(head, folder, tmp_path):
     shutil.copytree(JOBS, folder / "jobs", ignore=shutil.ignore_patterns("benchmarks"))
     shutil.copy(folder / "digits.toml", folder / "jobs" / "configs" / "digits.toml")
     run = str(tmp_path / "runs" / "by-ray")
+    name = ("--name", "by-ray")
     for command in (
-        ("train.py", "jobs/configs/digits.toml", "--storage", str(tmp_path / "runs"))
-        + ("--name", "by-ray"),
+        ("train.py", "jobs/configs/digits.toml", "--storage", str(tmp_path / "runs"), *name),
         ("evaluate.py", run),
     ):
         done = head.run(

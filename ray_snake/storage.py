@@ -95,6 +95,10 @@ class Storage:
             f"{base.rstrip('/')}/{inner}{mark}{query}", timeout_seconds=self._timeout_seconds
         )
 
+    def filesystem(self) -> tuple[fs.FileSystem, str]:
+        """Return pyarrow's filesystem and the folder's path on it, for other libraries."""
+        return self._connected(), self._location.path
+
     def check_writable(self) -> None:
         """Try to write into the folder, or where it would be made; takes at most 15 seconds.
 

@@ -212,7 +212,7 @@ class SnakeTrainer:
         stack = check_model(self._recipe, nodes=len(sources))
         embedded = is_embedded(self._address)
         specs = check_shards(stack, sources) if embedded else []
-        evaluation = self._evaluation_source()
+        evaluation = evaluation_source(config, self._evaluation)
         if evaluation is not None:
             check_shards(stack, [evaluation])
         self._storage.check_writable()
@@ -237,17 +237,6 @@ class SnakeTrainer:
                 costs=measured_costs(config, stack, specs) if config.snake.adapt else (),
             )
             return storage, self._drive(blocks, specs, evaluation, storage, gpus, tell)
-
-    def _evaluation_source(self) -> ShardSource | None:
-        data = self._recipe.config.data
-        given = self._evaluation
-        if given is None:
-            given = self._recipe.config.evaluation.data
-        if given is None:
-            return None
-        return ShardSource.of(
-            _absolute(given), input=data.input, label=data.label, mean=data.mean, std=data.std
-        )
 
     def _drive(
         self,
@@ -364,6 +353,17 @@ def node_sources(config: SnakeConfig, nodes: Sequence[object] | None) -> list[Sh
         )
         for index, one in enumerate(given)
     ]
+
+
+def evaluation_source(config: SnakeConfig, given: object | None = None) -> ShardSource | None:
+    """Return the held-out rows, from what the caller gave or else from the settings; or none."""
+    data = config.data
+    uri = config.evaluation.data if given is None else given
+    if uri is None:
+        return None
+    return ShardSource.of(
+        _absolute(uri), input=data.input, label=data.label, mean=data.mean, std=data.std
+    )
 
 
 def _absolute(data: object) -> object:

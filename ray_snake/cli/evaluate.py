@@ -24,22 +24,17 @@ def evaluate(run: str, data: str | None, as_json: bool) -> None:
     if uri is None:
         raise ConfigError("--data", "the run has no evaluation.data", "give --data FILE")
 
-    from ray_snake.data import NodeDataset, ShardSource
+    from ray_snake.data import NodeDataset
     from ray_snake.engine.evaluate import evaluate as judge
     from ray_snake.engine.stack import BlockStack
     from ray_snake.runtime.preflight import check_shards
     from ray_snake.runtime.recipe import Recipe
-    from ray_snake.trainer import load_model
+    from ray_snake.trainer import evaluation_source, load_model
 
     folder.refuse_custom_model()
     recipe = Recipe(config=config)
-    source = ShardSource.of(
-        uri,
-        input=config.data.input,
-        label=config.data.label,
-        mean=config.data.mean,
-        std=config.data.std,
-    )
+    source = evaluation_source(config, uri)
+    assert source is not None
     check_shards(recipe.skeleton(), [source])
     found = judge(
         BlockStack.cut(load_model(folder, recipe)),

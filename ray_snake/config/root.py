@@ -28,6 +28,7 @@ from ray_snake.config.method import (
     SnakeSection,
     TrainingConfig,
 )
+from ray_snake.config.tune import TuneConfig
 from ray_snake.errors import ConfigError
 from ray_snake.settings_tree import (
     NonNegativeInt,
@@ -72,6 +73,7 @@ class SnakeConfig(Section):
     failures: FailureConfig = FailureConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     storage: StorageConfig = StorageConfig()
+    tune: TuneConfig = TuneConfig()
 
     # Sections whose values decide a run's weights; the others may change between resumes.
     DECISIVE: ClassVar[tuple[str, ...]] = (

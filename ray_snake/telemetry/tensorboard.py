@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import re
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from tensorboard.compat.proto import event_pb2, summary_pb2
 
@@ -90,10 +90,8 @@ class EventFile:
         """
         if not self._pending:
             return
-        header = event_pb2.Event(wall_time=self._pending[0].wall_time, file_version=FILE_VERSION)
-        content = b"".join(_framed(one.SerializeToString()) for one in (header, *self._pending))
         name = f"events.out.tfevents.{self._stored:08d}-{self._added - 1:08d}.ray_snake"
-        self._storage.write(f"{FOLDER}/{name}", content)
+        write_events(self._storage, f"{FOLDER}/{name}", self._pending)
         self._stored = self._added
         self._pending.clear()
 
@@ -147,6 +145,17 @@ class EventFile:
             "seconds/predicted": record.predicted_seconds,
             "prediction_error": record.prediction_error,
         }
+
+
+def write_events(storage: Storage, name: str, events: Sequence[event_pb2.Event]) -> None:
+    """Write a file of events, at least one.
+
+    Raises:
+        StorageError: If the storage refuses it.
+    """
+    header = event_pb2.Event(wall_time=events[0].wall_time, file_version=FILE_VERSION)
+    parts = [_framed(one.SerializeToString()) for one in (header, *events)]
+    storage.write(name, b"".join(parts))
 
 
 def _framed(data: bytes) -> bytes:

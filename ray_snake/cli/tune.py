@@ -18,7 +18,7 @@ from ray_snake.telemetry.format import format_bytes, format_seconds
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ray_snake.tune.sweep import Trial, TripReport
+    from ray_snake.tune.sweep import Report, Trial
 
 
 @click.command()
@@ -113,15 +113,19 @@ def tune(
         click.echo(json.dumps(line))
 
 
-def _say(console: Console, report: TripReport, trips: int) -> None:
-    accuracy = "" if report.accuracy is None else f"  accuracy {report.accuracy:.3f}"
-    console.print(
-        f"trial {report.trial}  trip {report.trip}/{trips}{accuracy}  loss {report.loss:.4g}  "
-        f"({_words(report.values)})",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
+def _say(console: Console, report: Report, trips: int) -> None:
+    from ray_snake.tune.sweep import TrialDied
+
+    if isinstance(report, TrialDied):
+        then = "goes on from its journal" if report.goes_on else "failed"
+        text = f"trial {report.trial} died ({report.reason}); it {then}"
+    else:
+        accuracy = "" if report.accuracy is None else f"  accuracy {report.accuracy:.3f}"
+        text = (
+            f"trial {report.trial}  trip {report.trip}/{trips}{accuracy}  "
+            f"loss {report.loss:.4g}  ({_words(report.values)})"
+        )
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _words(values: Mapping[str, Any]) -> str:

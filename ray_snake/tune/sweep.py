@@ -79,22 +79,34 @@ class TripReport:
     loss: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrialDied:
+    """A trial's process ended before its run did."""
+
+    trial: str
+    reason: str
+    goes_on: bool
+
+
+Report = TripReport | TrialDied
+
+
 class Sweep:
     """The trials that `[tune]` of some settings asks for.
 
     Args:
         config: The settings, checked by `space.check_sweep`.
         storage: The sweep's folder.
-        on_trip: Told of each trip of each trial.
+        tell: Told of each trip of each trial, and of those that died.
     """
 
     def __init__(
-        self, config: SnakeConfig, storage: Storage, on_trip: Callable[[TripReport], None]
+        self, config: SnakeConfig, storage: Storage, tell: Callable[[Report], None]
     ) -> None:
         self._storage = storage
         section = config.storage.model_copy(update={"uri": storage.child(RUNS).uri})
         self._config = config.model_copy(update={"storage": section})
-        self._on_trip = on_trip
+        self._tell = tell
 
     def run(self, *, resume: bool) -> list[Trial]:
         """Do all trials, or go on with those that were not done; return them, best first.
@@ -118,6 +130,7 @@ class Sweep:
                 else "leave --resume out to start it",
             )
         trainable = tune.with_resources(make_trainable(self._config), tune_resources(self._config))
+        _Listener.tell = staticmethod(self._tell)
         with _quiet():
             if resume:
                 tuner = tune.Tuner.restore(
@@ -155,7 +168,7 @@ class Sweep:
                 storage_filesystem=filesystem,
                 failure_config=tune.FailureConfig(max_failures=config.max_failures),
                 checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
-                callbacks=[_Listener(self._config, self._on_trip)],
+                callbacks=[_Listener(self._config)],
                 verbose=0,
             ),
         )
@@ -178,7 +191,6 @@ class Sweep:
 
     def _trial(self, one: TuneTrial) -> Trial:
         found = one.last_result or {}
-        error = str(one.get_error() or "").strip().splitlines()
         return Trial(
             id=one.trial_id,
             run=self._storage.child(RUNS, trial_run(one.trial_id)).uri,
@@ -188,7 +200,7 @@ class Sweep:
             loss=found.get("loss"),
             bytes_moved=int(found.get("bytes_moved", 0)),
             seconds=float(found.get("time_total_s", 0.0)),
-            error=error[-1] if error else "",
+            error=_reason(one) if one.status == TuneTrial.ERROR else "",
         )
 
     def _ranked(self, trials: list[Trial]) -> list[Trial]:
@@ -209,16 +221,12 @@ class Sweep:
 
 
 class _Listener(tune.Callback):
-    """Passes on what trials report. Tune stores it with a sweep, and makes it anew on resuming."""
+    """Passes on what becomes of trials. Tune stores it with a sweep; who is told is set anew."""
 
-    def __init__(self, config: SnakeConfig, on_trip: Callable[[TripReport], None]) -> None:
+    tell: Callable[[Report], None] = staticmethod(lambda report: None)
+
+    def __init__(self, config: SnakeConfig) -> None:
         self._config = config
-        _Listener.tell = staticmethod(on_trip)
-
-    tell: Callable[[TripReport], None] = staticmethod(lambda report: None)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _Listener, (self._config, _nothing)
 
     def on_trial_result(
         self,
@@ -240,9 +248,27 @@ class _Listener(tune.Callback):
             )
         )
 
+    def on_trial_recover(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: object
+    ) -> None:
+        """Tell of a trial that goes on."""
+        del iteration, trials, info
+        self.tell(TrialDied(trial=trial.trial_id, reason=_reason(trial), goes_on=True))
 
-def _nothing(report: TripReport) -> None:
-    del report
+    def on_trial_error(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: object
+    ) -> None:
+        """Tell of a trial that does not."""
+        del iteration, trials, info
+        self.tell(TrialDied(trial=trial.trial_id, reason=_reason(trial), goes_on=False))
+
+
+def _reason(trial: TuneTrial) -> str:
+    """Return in a line what ended a trial; empty if nothing did."""
+    error = trial.get_error()
+    cause = getattr(error, "cause", None) or error
+    lines = str(cause or "").strip().splitlines()
+    return lines[0][:300] if lines else ""
 
 
 def _search(name: str, seed: int) -> Searcher | BasicVariantGenerator:
@@ -271,7 +297,8 @@ def _quiet() -> Iterator[None]:
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
     level = logging.getLogger("ray.tune").level
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    # It shows tracebacks of what died; the listener has a line for that.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

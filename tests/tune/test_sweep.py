@@ -147,10 +147,11 @@ def test_a_killed_trial_goes_on_from_its_journal(sweep):
             pid for pid, name in processes(process.pid) if name.startswith("ray::ImplicitFunc")
         ]
         os.kill(victim, signal.SIGKILL)
-        answer, _ = sweep.end(process)
+        answer, said = sweep.end(process)
     finally:
         kill_all(process)
     assert (answer["trials"], answer["failed"]) == (TRIALS, 0)
+    assert "it goes on from its journal" in said
     runs = sweep.runs()
     assert len(runs) == TRIALS
     for visits in runs.values():

@@ -43,6 +43,7 @@ TUNING_SEED = 0
 @click.option("--partition", "partitions", multiple=True, type=click.Choice(list(PARTITIONS)))
 @click.option("--rate", type=float, help="A learning rate for all, in place of choosing one.")
 @click.option("--jobs", default=1, show_default=True, help="Cells trained at the same time.")
+@click.option("--finished", is_flag=True, help="Train nothing; show the cells that are there.")
 @click.option("--results", help="Folder for the table, Parquet file and plots.")
 @click.option("--only", help="Train this one cell (used by the command itself).", hidden=True)
 @click.option("--json", "as_json", is_flag=True)
@@ -55,6 +56,7 @@ def main(
     partitions: tuple[str, ...],
     rate: float | None,
     jobs: int,
+    finished: bool,
     results: str | None,
     only: str | None,
     as_json: bool,
@@ -66,9 +68,9 @@ def main(
         chosen_cell["variant"] = VARIANTS[chosen_cell["variant"]]
         comparison.train(Cell(**chosen_cell))
         return
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = comparison.finished() if finished else []
     arguments = ["--scale", scale_name, "--data", data, "--storage", storage]
-    for partition in partitions or tuple(PARTITIONS):
+    for partition in () if finished else partitions or tuple(PARTITIONS):
         names = chosen or tuple(VARIANTS)
         tuned = [] if rate else comparison.tuning_cells(names, partition)
         comparison.train_all(tuned, arguments, jobs)
@@ -173,6 +175,15 @@ class Comparison:
         """Return a trained cell's row."""
         found: dict[str, Any] = json.loads(self._file(cell).read_text(encoding="utf-8"))
         return found
+
+    def finished(self) -> list[dict[str, Any]]:
+        """Return the rows of all trained cells: rivals first, then the snake's variants."""
+        files = (self._folder / "rows").glob("cell-*.json")
+        rows: list[dict[str, Any]] = [json.loads(one.read_text(encoding="utf-8")) for one in files]
+        order = [*VARIANTS]
+        return sorted(
+            rows, key=lambda row: (row["partition"], order.index(row["strategy"]), row["seed"])
+        )
 
     def _file(self, cell: Cell) -> Path:
         return self._folder / "rows" / f"{cell.key}.json"

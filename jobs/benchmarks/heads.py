@@ -60,7 +60,15 @@ def main(
     if not simulated:
         scale = SCALES["small"]
         with tempfile.TemporaryDirectory() as folder:
-            pictures = prepare(scale, Path(data), Path(folder) / "pictures")
+            pictures = prepare(
+                Path(data),
+                Path(folder) / "pictures",
+                partition=PARTITION,
+                nodes=scale.nodes,
+                rows=scale.rows,
+                held_out=scale.held_out,
+                watched=scale.watched,
+            )
             common = [
                 f"snake.trips={trips}",
                 "snake.span_width=5",
@@ -74,7 +82,6 @@ def main(
             ]
             ratios = []
             for seed in range(1, seeds + 1):
-                shards = pictures.shards(PARTITION, scale.nodes)
                 curves = {}
                 for heads in (1, 2):
                     config = SnakeConfig.load(
@@ -82,7 +89,10 @@ def main(
                     )
                     run = (
                         SnakeTrainer(
-                            nodes=shards, config=config, storage=folder, name=f"{seed}-{heads}"
+                            nodes=[str(one) for one in pictures.shards],
+                            config=config,
+                            storage=folder,
+                            name=f"{seed}-{heads}",
                         )
                         .fit()
                         .run

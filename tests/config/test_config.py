@@ -335,7 +335,7 @@ def test_what_does_not_decide_the_weights_may_change(setting):
 
 
 def test_every_section_either_decides_the_weights_or_may_change():
-    may_change = {"nodes", "transport", "failures", "evaluation", "storage"}
+    may_change = {"nodes", "transport", "failures", "evaluation", "storage", "tune"}
     assert set(SnakeConfig.DECISIVE) | may_change == set(SnakeConfig.model_fields)
 
 

@@ -2,10 +2,14 @@
 
 from collections import Counter
 
+import pytest
 from scenarios import NODES, STEPS, TRIPS, fit, kill, with_sections
 
 from ray_snake.runtime.events import NodeLost, VisitDecided, VisitLate
 from ray_snake.runtime.journal import VisitRecord, read_records
+
+# An embedded cluster would switch token authentication on in this process, for all later tests.
+pytestmark = pytest.mark.usefixtures("raylets")
 
 # Disjoint spans: the last block is trained by whichever head finds it free.
 HEADS = with_sections(snake={"trips": TRIPS, "heads": 2, "span_width": 2})

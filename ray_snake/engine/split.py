@@ -28,6 +28,7 @@ from ray_snake.engine.visit import (
     judge_batch,
     passes_over,
     visit_batches,
+    visit_samples,
 )
 from ray_snake.planning.cost import total_steps
 from ray_snake.seeds import derive_seed
@@ -88,6 +89,7 @@ def train_front(
     """
     device = device or torch.device("cpu")
     control = control or VisitControl()
+    samples = visit_samples(samples, training, seed)
     front = TrainedBlocks(
         stack,
         range(cut),

@@ -149,9 +149,7 @@ def train_visit(
         device=device,
     )
     control.steps = total_steps(len(samples), training)
-    if training.steps is not None:
-        # In less than one pass neither prefix nor teacher need see other rows.
-        samples = drawn(samples, control.steps * training.batch_size, derive_seed(seed, "rows"))
+    samples = visit_samples(samples, training, seed)
     meter = TrainingMeter()
     last = len(stack) - 1
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -220,6 +218,16 @@ def computing(training: TrainingConfig, device: torch.device) -> torch.autocast:
 def passes_over(rows: int, training: TrainingConfig) -> int:
     """Return the passes over a shard that a visit makes, the last of them maybe in part."""
     return math.ceil(total_steps(rows, training) / batches_per_epoch(rows, training.batch_size))
+
+
+def visit_samples(samples: Samples, training: TrainingConfig, seed: int) -> Samples:
+    """Return the rows that a visit trains on: in less than one pass, no more than it needs.
+
+    Neither prefix nor teacher need see others.
+    """
+    if training.steps is None:
+        return samples
+    return drawn(samples, training.steps * training.batch_size, derive_seed(seed, "rows"))
 
 
 def visit_batches(rows: int, training: TrainingConfig, seed: int) -> Iterator[tuple[int, Rows]]:

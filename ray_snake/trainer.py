@@ -21,17 +21,17 @@ from ray_snake.runtime.cluster import (
     check_resources,
     connected,
     error_of,
-    gpu_share,
     is_embedded,
     on_cluster,
+    with_gpu_shares,
 )
 from ray_snake.runtime.driver_actor import SnakeDriver
 from ray_snake.runtime.events import Evaluated, Event, Preparing, RunEnded
 from ray_snake.runtime.journal import read_records
 from ray_snake.runtime.launch import actor_class, here
 from ray_snake.runtime.messages import BlockTable, NodeSpec
+from ray_snake.runtime.placement import NodeGroup, group_nodes
 from ray_snake.runtime.recipe import Recipe
-from ray_snake.runtime.roster import group_nodes
 from ray_snake.runtime.run_folder import RunFolder, choose_run
 from ray_snake.storage import Storage
 from ray_snake.telemetry.history import history_table
@@ -209,6 +209,7 @@ class SnakeTrainer:
         config = self._recipe.config
         sources = node_sources(config, self._nodes)
         names = tuple(source.name for source in sources)
+        groups = group_nodes(config.nodes, sources)
         stack = check_model(self._recipe, nodes=len(sources))
         embedded = is_embedded(self._address)
         specs = check_shards(stack, sources) if embedded else []
@@ -221,11 +222,10 @@ class SnakeTrainer:
             RunFolder(storage).check_resumable(config, names)
         tell(Preparing(what="starting Ray" if embedded else "joining the Ray cluster"))
         with connected(self._address):
-            actors = len(group_nodes(len(sources), config.nodes.nodes_per_actor))
-            gpus = gpu_share(config.nodes, actors)
-            check_resources(config.nodes, actors, gpus)
+            groups = with_gpu_shares(groups)
+            check_resources(config.nodes, groups, sources)
             if not embedded:
-                specs = check_shards(stack, sources, on_cluster(config.nodes))
+                specs = check_shards(stack, sources, on_cluster(config.nodes, groups))
             check_settings(config, specs)
             # From here on the run leaves a folder behind; all that can be checked was.
             if not self._resume:
@@ -236,7 +236,7 @@ class SnakeTrainer:
                 bytes=stack.block_bytes(),
                 costs=measured_costs(config, stack, specs) if config.snake.adapt else (),
             )
-            return storage, self._drive(blocks, specs, evaluation, storage, gpus, tell)
+            return storage, self._drive(blocks, specs, evaluation, storage, groups, tell)
 
     def _drive(
         self,
@@ -244,7 +244,7 @@ class SnakeTrainer:
         specs: Sequence[NodeSpec],
         evaluation: ShardSource | None,
         storage: Storage,
-        gpus: float,
+        groups: Sequence[NodeGroup],
         tell: Callable[[Event], None],
     ) -> str:
         """Start the driver and pass on what it tells; return SHA-256 of the final weights."""
@@ -269,7 +269,7 @@ class SnakeTrainer:
                 [recipe],
                 storage,
                 evaluation,
-                gpus,
+                groups,
                 self._recipe.strategy,
             )
             try:

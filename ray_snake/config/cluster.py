@@ -12,7 +12,30 @@ from ray_snake.settings_tree import (
     PositiveFloat,
     PositiveInt,
     Section,
+    Texts,
 )
+
+
+class NodePlacement(Section):
+    """What some nodes ask for in place of what all do."""
+
+    match: str | Texts = Field(
+        description="Names of the nodes it is for, or paths or URIs of their shards, with the "
+        "wildcards `*`, `?` and `[...]`; or a list of such. Of several entries that match a node, "
+        "the later holds."
+    )
+    cpus: NonNegativeFloat | None = Field(default=None, description="See nodes.cpus.")
+    gpus: NonNegativeFloat | None = Field(default=None, description="See nodes.gpus.")
+    memory_bytes: NonNegativeInt | None = Field(default=None, description="See nodes.memory_bytes.")
+    labels: dict[str, str] | None = Field(default=None, description="See nodes.labels.")
+    resources: dict[str, NonNegativeFloat] | None = Field(
+        default=None, description="See nodes.resources."
+    )
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """The names in `match`."""
+        return (self.match,) if isinstance(self.match, str) else self.match
 
 
 class NodesConfig(Section):
@@ -32,6 +55,15 @@ class NodesConfig(Section):
         default_factory=dict,
         description="Ray label selector of the machines that may host the nodes, such as "
         '`{ site = "in(a,b)" }`.',
+    )
+    resources: dict[str, NonNegativeFloat] = Field(
+        default_factory=dict, description="Custom Ray resources that a node reserves."
+    )
+    each: Annotated[tuple[NodePlacement, ...], Field(strict=False)] = Field(
+        default=(),
+        description="What some nodes ask for in place of that: `[[nodes.each]]` starts a table "
+        "with `match` (names of nodes, such as `north_*`) and any of cpus, gpus, memory_bytes, "
+        "labels, resources.",
     )
     threads: PositiveInt = Field(
         default=1, description="torch threads per node process; part of what makes runs repeatable."

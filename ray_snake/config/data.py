@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import re
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -53,8 +54,9 @@ class DataConfig(Section):
 
     shards: str | Texts | None = Field(
         default=None,
-        description="One Arrow or Parquet file per node: a list of paths or URIs, or one glob "
-        "pattern (local paths only), sorted by name.",
+        description="One Arrow or Parquet file per node: a list of paths or URIs, or one pattern. "
+        "`{north,south}` and `{01..12}` stand for each of these, anywhere; `*`, `?` and `[...]` "
+        "for the local files that there are, sorted by name.",
     )
     source: str | None = Field(
         default=None,
@@ -86,14 +88,36 @@ class DataConfig(Section):
         return self
 
     def shard_uris(self) -> tuple[str, ...]:
-        """Return the shard paths or URIs in node order, with a local glob pattern expanded."""
+        """Return the shard paths or URIs in node order, with patterns expanded."""
         if self.shards is None:
             return ()
         if isinstance(self.shards, tuple):
             return self.shards
-        if "://" in self.shards or not glob.has_magic(self.shards):
-            return (self.shards,)
-        return tuple(sorted(glob.glob(self.shards)))
+        return tuple(found for one in _braces_expanded(self.shards) for found in _files(one))
+
+
+def _braces_expanded(pattern: str) -> list[str]:
+    """Return the texts that a pattern with `{a,b}` or `{01..12}` stands for, the first brace first.
+
+    Unlike wildcards they need no look at the files, which only the nodes' machines may have.
+    """
+    found = re.search(r"\{([^{}]*)\}", pattern)
+    if found is None:
+        return [pattern]
+    head, inside, tail = pattern[: found.start()], found[1], pattern[found.end() :]
+    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", inside)
+    if numbers is None:
+        chosen = inside.split(",")
+    else:
+        width = len(numbers[1]) if numbers[1].startswith("0") else 0
+        chosen = [f"{one:0{width}d}" for one in range(int(numbers[1]), int(numbers[2]) + 1)]
+    return [f"{head}{one}{rest}" for one in chosen for rest in _braces_expanded(tail)]
+
+
+def _files(pattern: str) -> list[str]:
+    if "://" in pattern or not glob.has_magic(pattern):
+        return [pattern]
+    return sorted(glob.glob(pattern))
 
 
 class EvaluationConfig(Section):

@@ -7,14 +7,17 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
 
 from ray_snake.config import NodesConfig
+from ray_snake.data import ShardSource
 from ray_snake.errors import ConfigError, ResourceError, RunError, SnakeError
+from ray_snake.runtime.placement import NodeGroup, Request, setting_of
 
 # Of an embedded cluster. Its processes would else report to each other, and to a dashboard that is
 # not there, several times a second, which between visits is all they do.
@@ -145,31 +148,46 @@ def _machines() -> list[_Machine]:
     ]
 
 
-def host_machines(nodes: NodesConfig) -> list[str]:
-    """Return the ids of the machines that may host nodes: those with the labels, and with CPUs.
+def host_machines(request: Request) -> list[str]:
+    """Return the ids of the machines that may host a process: those with its labels, and with CPUs.
 
     A head without CPUs is how a cluster says that nothing should compute there; it counts where
     there is nothing else.
     """
-    able = [one for one in _machines() if _matches(one.labels, nodes.labels)]
+    able = [one for one in _machines() if _matches(one.labels, request.labels)]
     return [one.id for one in able if one.resources.get("CPU")] or [one.id for one in able]
 
 
-def gpu_share(nodes: NodesConfig, actors: int) -> float:
-    """Return the GPUs of each node actor; `auto` divides the cluster's evenly, in hundredths."""
-    if nodes.gpus != "auto":
-        return nodes.gpus
-    share = float(ray.cluster_resources().get("GPU", 0.0)) / actors
-    return float(int(share)) if share >= 1 else int(share * 100) / 100
+def with_gpu_shares(groups: Sequence[NodeGroup]) -> list[NodeGroup]:
+    """Return the processes with their GPU shares.
+
+    `auto` divides what the cluster has, and others don't ask for, evenly, in hundredths.
+    """
+    asked = [group.request.gpus for group in groups]
+    shared = asked.count("auto")
+    if not shared:
+        return list(groups)
+    free = float(ray.cluster_resources().get("GPU", 0.0))
+    free -= sum(gpus for gpus in asked if gpus != "auto")
+    share = max(0.0, free) / shared
+    share = float(int(share)) if share >= 1 else int(share * 100) / 100
+    return [
+        replace(group, request=replace(group.request, gpus=share))
+        if group.request.gpus == "auto"
+        else group
+        for group in groups
+    ]
 
 
-def check_resources(nodes: NodesConfig, actors: int, gpus: float) -> None:
+def check_resources(
+    nodes: NodesConfig, groups: Sequence[NodeGroup], sources: Sequence[ShardSource]
+) -> None:
     """Check that the machines that are up can host all node actors at once.
 
     Args:
-        nodes: What each actor asks for.
-        actors: Number of actors.
-        gpus: Each actor's GPU share.
+        nodes: The settings.
+        groups: The nodes' processes, with their GPU shares.
+        sources: The nodes' shards, by number.
 
     Raises:
         ResourceError: Naming the setting, what was asked for, and what the cluster has.
@@ -177,36 +195,36 @@ def check_resources(nodes: NodesConfig, actors: int, gpus: float) -> None:
     if nodes.may_scale:
         return
     machines = _machines()
-    able = [one for one in machines if _matches(one.labels, nodes.labels)]
-    if not able:
-        known = sorted({f"{k}={v}" for one in machines for k, v in one.labels.items()})
-        raise ResourceError(
-            "nodes.labels",
-            f"no machine of the cluster has {nodes.labels}",
-            f"use labels that machines have ({', '.join(known) or 'none have any'})",
-        )
-    for key, resource, amount in (
-        ("nodes.cpus", "CPU", nodes.cpus),
-        ("nodes.gpus", "GPU", gpus),
-        ("nodes.memory_bytes", "memory", float(nodes.memory_bytes)),
-    ):
-        room = sum(
-            int(one.resources.get(resource, 0.0) / amount + 1e-9) for one in able if amount > 0
-        )
-        if amount > 0 and room < actors:
-            have = ", ".join(f"{one.name} {one.resources.get(resource, 0.0):g}" for one in able)
+    for request, count in Counter(group.request for group in groups).items():
+        first = next(group.nodes[0] for group in groups if group.request == request)
+        able = [one for one in machines if _matches(one.labels, request.labels)]
+        if not able:
+            known = sorted({f"{k}={v}" for one in machines for k, v in one.labels.items()})
             raise ResourceError(
-                key,
-                f"{actors} node actors with {amount:g} each don't fit on what the cluster has "
-                f"({resource}: {have})",
-                f"lower {key}, raise nodes.nodes_per_actor, or set nodes.may_scale if the "
-                "cluster grows by itself",
+                setting_of(nodes, sources[first], "labels"),
+                f"no machine of the cluster has {dict(request.labels)}",
+                f"use labels that machines have ({', '.join(known) or 'none have any'})",
             )
+        for resource, amount in request.amounts.items():
+            room = sum(int(one.resources.get(resource, 0.0) / amount + 1e-9) for one in able)
+            if room < count:
+                key = setting_of(nodes, sources[first], _FIELDS.get(resource, "resources"))
+                have = ", ".join(f"{one.name} {one.resources.get(resource, 0.0):g}" for one in able)
+                raise ResourceError(
+                    key,
+                    f"{count} node actors with {amount:g} each don't fit on what the cluster has "
+                    f"({resource}: {have})",
+                    f"lower {key}, raise nodes.nodes_per_actor, or set nodes.may_scale if the "
+                    "cluster grows by itself",
+                )
 
 
-def _matches(labels: dict[str, str], selector: dict[str, str]) -> bool:
-    """Return whether a machine's labels satisfy a Ray label selector."""
-    for key, wanted in selector.items():
+_FIELDS = {"CPU": "cpus", "GPU": "gpus", "memory": "memory_bytes"}
+
+
+def _matches(labels: dict[str, str], selector: Iterable[tuple[str, str]]) -> bool:
+    """Return whether a machine's labels satisfy a Ray label selector, given as pairs."""
+    for key, wanted in selector:
         value = labels.get(key)
         negated = wanted.startswith("!")
         wanted = wanted.removeprefix("!")
@@ -219,27 +237,33 @@ def _matches(labels: dict[str, str], selector: dict[str, str]) -> bool:
     return True
 
 
-def on_cluster(nodes: NodesConfig) -> Callable[..., list[Any]]:
-    """Return a runner that calls a function on machines that may host the nodes.
+def on_cluster(nodes: NodesConfig, groups: Sequence[NodeGroup]) -> Callable[..., list[Any]]:
+    """Return a runner that calls a function, for each node, on a machine that may host the node.
 
-    Shards may be readable only there. The calls are shared out over Ray tasks, at most one for each
+    Shards may be readable only there. The calls are shared out over Ray tasks, about one for each
     CPU of the cluster. A task's process ends with its answer: Ray would keep it for other tasks,
     with whatever it read of the rows still in its memory.
     """
 
     def run(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        options: dict[str, Any] = {"num_cpus": 0, "max_retries": 2, "scheduling_strategy": "SPREAD"}
-        if nodes.labels:
-            options["label_selector"] = nodes.labels
         task: Any = ray.remote(max_calls=1)(_each)
         most = max(1, int(ray.cluster_resources().get("CPU", 1)))
         size = max(1, -(-len(arguments) // most))
-        refs = [
-            task.options(**options).remote(function, arguments[first : first + size])
-            for first in range(0, len(arguments), size)
-        ]
+        refs = {}
+        for request, numbers in _nodes_of(groups).items():
+            options: dict[str, Any] = {
+                "num_cpus": 0,
+                "max_retries": 2,
+                "scheduling_strategy": "SPREAD",
+                "label_selector": dict(request.labels),
+                # Only to be where they are.
+                "resources": {name: min(0.001, amount) for name, amount in request.resources},
+            }
+            for first in range(0, len(numbers), size):
+                few = numbers[first : first + size]
+                refs[few] = task.options(**options).remote(function, [arguments[i] for i in few])
         try:
-            answers = ray.get(refs, timeout=nodes.start_timeout_seconds)
+            answers = ray.get(list(refs.values()), timeout=nodes.start_timeout_seconds)
         except ray.exceptions.GetTimeoutError:
             raise ConfigError(
                 "nodes",
@@ -249,9 +273,21 @@ def on_cluster(nodes: NodesConfig) -> Callable[..., list[Any]]:
             ) from None
         except ray.exceptions.RayError as error:
             raise error_of(error) from None
-        return [one for several in answers for one in several]
+        found = {
+            number: one
+            for few, several in zip(refs, answers, strict=True)
+            for number, one in zip(few, several, strict=True)
+        }
+        return [found[number] for number in range(len(arguments))]
 
     return run
+
+
+def _nodes_of(groups: Sequence[NodeGroup]) -> dict[Request, tuple[int, ...]]:
+    found: dict[Request, tuple[int, ...]] = {}
+    for group in groups:
+        found[group.request] = (*found.get(group.request, ()), *group.nodes)
+    return found
 
 
 def _each(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:

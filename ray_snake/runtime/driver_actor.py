@@ -18,7 +18,8 @@ from ray_snake.runtime.events import Event
 from ray_snake.runtime.launch import RayEngine, RayNodeLauncher, RayServer
 from ray_snake.runtime.messages import BlockTable, NodeSpec
 from ray_snake.runtime.meter import RayMeter
-from ray_snake.runtime.roster import Roster, group_nodes
+from ray_snake.runtime.placement import NodeGroup
+from ray_snake.runtime.roster import Roster
 from ray_snake.runtime.states import Failed
 from ray_snake.storage import Storage
 
@@ -33,7 +34,7 @@ class SnakeDriver:
         recipe: Ref of the recipe, nested in a list: the driver passes it on unopened.
         storage: The run's folder.
         evaluation: Held-out rows, or none.
-        gpus_per_actor: GPU share of each node actor.
+        groups: The nodes' processes and what each asks for.
         strategy: A user's own; none: the one that the settings name.
     """
 
@@ -45,7 +46,7 @@ class SnakeDriver:
         recipe: list[AnyRef],
         storage: Storage,
         evaluation: ShardSource | None,
-        gpus_per_actor: float,
+        groups: Sequence[NodeGroup],
         strategy: type[Strategy] | None,
     ) -> None:
         self._events: list[Event] = []
@@ -57,7 +58,7 @@ class SnakeDriver:
             recipe[0],
             storage,
             evaluation,
-            gpus_per_actor,
+            groups,
             strategy,
         )
 
@@ -94,7 +95,7 @@ def make_driver(
     recipe: AnyRef,
     storage: Storage,
     evaluation: ShardSource | None,
-    gpus_per_actor: float,
+    groups: Sequence[NodeGroup],
     strategy: type[Strategy] | None,
     *,
     emit: Callable[[Event], None],
@@ -102,10 +103,10 @@ def make_driver(
     """Return a driver whose handles are Ray actors."""
     names = tuple(spec.name for spec in specs)
     server = RayServer(recipe, config.baseline.server_gpus)
-    launcher = RayNodeLauncher(specs, recipe, config.nodes, gpus_per_actor, server)
+    launcher = RayNodeLauncher(specs, recipe, groups, server)
     roster = Roster(
         names=names,
-        groups=group_nodes(len(specs), config.nodes.nodes_per_actor),
+        groups=[group.nodes for group in groups],
         launcher=launcher,
         window=max(2, int(ray.cluster_resources().get("CPU", 1))),
         start_timeout=config.nodes.start_timeout_seconds,

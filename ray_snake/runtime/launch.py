@@ -18,7 +18,6 @@ from ray.exceptions import (
 )
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ray_snake.config import NodesConfig
 from ray_snake.data import ShardSource
 from ray_snake.errors import NodeFailedError, SnakeError
 from ray_snake.runtime.actors import (
@@ -43,6 +42,7 @@ from ray_snake.runtime.messages import (
     with_back,
 )
 from ray_snake.runtime.meter import machine_name
+from ray_snake.runtime.placement import NodeGroup, Request
 from ray_snake.storage import Storage
 
 CONTROL_TIMEOUT_SECONDS = 5.0
@@ -52,21 +52,24 @@ NODE_ID_LABEL = "ray.io/node-id"
 Answer = TypeVar("Answer")
 
 
-def node_options(nodes: NodesConfig, gpus: float) -> dict[str, Any]:
+def node_options(request: Request) -> dict[str, Any]:
     """Return the Ray options of a node actor: what it asks of whichever machine hosts it."""
+    amounts = request.amounts
     options: dict[str, Any] = {
-        "num_cpus": nodes.cpus,
-        "num_gpus": gpus,
+        "num_cpus": amounts.pop("CPU", 0.0),
+        "num_gpus": amounts.pop("GPU", 0.0),
         "max_restarts": 0,
         "max_task_retries": 0,
         "concurrency_groups": {"control": 2, "fetch": 1},
     }
-    if nodes.memory_bytes:
-        options["memory"] = nodes.memory_bytes
+    if "memory" in amounts:
+        options["memory"] = amounts.pop("memory")
+    if amounts:
+        options["resources"] = amounts
     return options
 
 
-def host_options(nodes: NodesConfig, gpus: float, hosted: Iterable[str]) -> dict[str, Any]:
+def host_options(request: Request, hosted: Iterable[str]) -> dict[str, Any]:
     """Return the Ray options that choose a node actor's machine.
 
     Actors that reserve something Ray spreads by what is free. It puts those that reserve nothing
@@ -74,17 +77,17 @@ def host_options(nodes: NodesConfig, gpus: float, hosted: Iterable[str]) -> dict
     them, or on any other if it is lost meanwhile.
 
     Args:
-        nodes: What an actor asks for.
-        gpus: Its GPU share.
+        request: What the actor asks for.
         hosted: The machine of each actor of the run so far.
     """
-    machines = host_machines(nodes)
-    if nodes.cpus or gpus or nodes.memory_bytes or not machines:
-        return {"scheduling_strategy": "SPREAD", "label_selector": nodes.labels}
+    labels = dict(request.labels)
+    machines = host_machines(request)
+    if request.amounts or not machines:
+        return {"scheduling_strategy": "SPREAD", "label_selector": labels}
     counts = Counter(hosted)
     return {
-        "label_selector": {**nodes.labels, NODE_ID_LABEL: min(machines, key=counts.__getitem__)},
-        "fallback_strategy": [{"label_selector": nodes.labels}],
+        "label_selector": {**labels, NODE_ID_LABEL: min(machines, key=counts.__getitem__)},
+        "fallback_strategy": [{"label_selector": labels}],
     }
 
 
@@ -259,8 +262,7 @@ class RayNodeLauncher:
     Args:
         specs: The nodes, by number.
         recipe: Ref of the recipe.
-        nodes: What an actor asks for.
-        gpus: Its GPU share.
+        groups: The processes and what each asks for.
         server: The server of visits with a cut.
     """
 
@@ -268,15 +270,12 @@ class RayNodeLauncher:
         self,
         specs: Sequence[NodeSpec],
         recipe: AnyRef,
-        nodes: NodesConfig,
-        gpus: float,
+        groups: Sequence[NodeGroup],
         server: RayServer,
     ) -> None:
         self._specs = specs
         self._recipe = recipe
-        self._actor_class = actor_class(SnakeNode, **node_options(nodes, gpus))
-        self._nodes = nodes
-        self._gpus = gpus
+        self._requests = {group.nodes: group.request for group in groups}
         self._server = server
         self._actors: dict[tuple[int, ...], Any] = {}
         self._machines: dict[tuple[int, ...], str] = {}
@@ -284,8 +283,10 @@ class RayNodeLauncher:
     async def launch(self, group: tuple[int, ...]) -> dict[int, StartedNode]:
         """Start the actor of these nodes and wait until it has opened their shards."""
         specs = {node: self._specs[node] for node in group}
-        where = host_options(self._nodes, self._gpus, self._machines.values())
-        actor = self._actor_class.options(**where).remote(specs, self._recipe)
+        request = self._requests[group]
+        where = host_options(request, self._machines.values())
+        kind = actor_class(SnakeNode, **node_options(request), **where)
+        actor = kind.remote(specs, self._recipe)
         self._actors[group] = actor
         self._machines[group] = where["label_selector"].get(NODE_ID_LABEL, "")
         names = {node: spec.name for node, spec in specs.items()}

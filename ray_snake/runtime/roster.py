@@ -12,14 +12,6 @@ from ray_snake.runtime.events import Event, NodeLost, NodeReady
 from ray_snake.runtime.handles import NodeHandle, NodeLauncher, ProcessLostError, StartedNode
 
 
-def group_nodes(nodes: int, nodes_per_actor: int) -> list[tuple[int, ...]]:
-    """Return the nodes of each actor process: consecutive ones, the last group may be smaller."""
-    return [
-        tuple(range(first, min(first + nodes_per_actor, nodes)))
-        for first in range(0, nodes, nodes_per_actor)
-    ]
-
-
 class Roster:
     """Starts nodes in the order in which they are needed: the first alone, then a few at a time.
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ray_snake.config import SnakeConfig
 from ray_snake.runtime.events import Evaluated, Event
 from ray_snake.runtime.journal import EvaluationRecord, VisitRecord, read_records
-from ray_snake.runtime.roster import group_nodes
+from ray_snake.runtime.placement import group_nodes
 from ray_snake.runtime.run_folder import SETTINGS
 from ray_snake.storage import Storage
 from ray_snake.trainer import SnakeTrainer, node_sources
@@ -68,20 +68,14 @@ def tune_resources(config: SnakeConfig) -> PlacementGroupFactory:
     """
     from ray.tune import PlacementGroupFactory
 
-    nodes = config.nodes
-    asked = {
-        "CPU": nodes.cpus,
-        "GPU": 0.0 if nodes.gpus == "auto" else nodes.gpus,
-        "memory": float(nodes.memory_bytes),
-    }
-    bundle = {name: amount for name, amount in asked.items() if amount}
-    if not bundle:
+    groups = group_nodes(config.nodes, node_sources(config, None))
+    asked = [group.request for group in groups if group.request.amounts]
+    if not asked:
         return PlacementGroupFactory([{"CPU": float(config.snake.heads)}])
-    actors = len(group_nodes(len(node_sources(config, None)), nodes.nodes_per_actor))
-    bundles = [{"CPU": 1.0}, *[dict(bundle) for _ in range(actors)]]
-    if not nodes.labels:
+    bundles = [{"CPU": 1.0}, *[request.amounts for request in asked]]
+    labels: list[dict[str, str]] = [{}, *[dict(request.labels) for request in asked]]
+    if not any(labels):
         return PlacementGroupFactory(bundles)
-    labels: list[dict[str, str]] = [{}, *[dict(nodes.labels) for _ in range(actors)]]
     return PlacementGroupFactory(bundles, bundle_label_selector=labels)
 
 

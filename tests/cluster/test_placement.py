@@ -13,7 +13,12 @@ from scenarios import (
     with_sections,
 )
 
+from ray_snake.config import NodesConfig
+from ray_snake.data import ShardSource
 from ray_snake.errors import ResourceError
+from ray_snake.runtime.cluster import on_cluster
+from ray_snake.runtime.meter import machine_name
+from ray_snake.runtime.placement import group_nodes
 
 
 def test_nodes_are_on_several_machines_and_the_driver_on_this_one(watched_reference):
@@ -66,6 +71,13 @@ def test_every_order_runs_and_trains_every_span_on_every_node(storage, reference
         ({"cpus": 2.0, "labels": {"site": "in(a,b)"}}, "nodes.cpus", "2"),
         ({"gpus": 0.5}, "nodes.gpus", "0.5"),
         ({"memory_bytes": 2**50}, "nodes.memory_bytes", "1.1259e+15"),
+        ({"resources": {"scanner": 1.0}}, "nodes.resources", "scanner"),
+        (
+            {"each": [{"match": "*2]", "labels": {"site": "mars"}}]},
+            "nodes.each[0].labels",
+            "mars",
+        ),
+        ({"each": [{"match": "digits/train[1]", "cpus": 9.0}]}, "nodes.each[0].cpus", "9"),
     ],
 )
 def test_what_the_cluster_lacks_is_refused_before_any_actor_starts(
@@ -81,6 +93,46 @@ def test_what_the_cluster_lacks_is_refused_before_any_actor_starts(
     assert value in str(caught.value)
     assert known() == before
     assert storage.folders() == []
+
+
+def test_each_node_is_where_its_labels_say(raylets, storage, reference):
+    machines = {
+        (one["Labels"] or {}).get("site", "head"): machine_name(one["NodeID"])
+        for one in ray.nodes()
+        if one["Alive"]
+    }
+    sites = {0: "b", 1: "head", 2: "a"}
+    each = [
+        {"match": "digits/train[0]", "labels": {"site": "b"}},
+        {"match": "digits/train[1]", "labels": {"site": "!in(a,b)"}, "cpus": 1.0},
+        {"match": "digits/train[2]", "labels": {"site": "a"}},
+    ]
+    # As if they could share a process; but they ask for different things.
+    config = with_sections(nodes={"each": each, "nodes_per_actor": NODES})
+    result = fit(config, storage.uri)
+    found = {(one["node"], one["machine"]) for one in result.history.to_pylist()}
+    assert found == {(node, machines[site]) for node, site in sites.items()}
+    assert result.summary["weights_sha256"] == reference.summary["weights_sha256"]
+
+
+def test_shards_are_looked_at_where_their_nodes_may_live(raylets):
+    nodes = NodesConfig(
+        each=[
+            {"match": "north_*", "labels": {"site": "a"}},
+            {"match": "south_*", "labels": {"site": "b"}},
+        ]
+    )
+    names = ["north_0", "south_0", "north_1", "south_1", "north_2"]
+    sources = [ShardSource(uri=name) for name in names]
+    run = on_cluster(nodes, group_nodes(nodes, sources))
+    labels = {one["NodeID"]: one["Labels"] for one in ray.nodes()}
+    found = run(_number_and_machine, [(number,) for number in range(len(names))])
+    assert [number for number, _ in found] == list(range(len(names)))
+    assert [labels[machine]["site"] for _, machine in found] == ["a", "b", "a", "b", "a"]
+
+
+def _number_and_machine(number):
+    return number, ray.get_runtime_context().get_node_id()
 
 
 def test_a_run_leaves_no_actor_behind(reference):

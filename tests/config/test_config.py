@@ -354,6 +354,19 @@ def test_a_list_of_shards_keeps_its_order():
     assert DataConfig(shards=("b", "a")).shard_uris() == ("b", "a")
 
 
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("s3://b/{north,south}.arrow", ("s3://b/north.arrow", "s3://b/south.arrow")),
+        ("/d/{08..10}/x", ("/d/08/x", "/d/09/x", "/d/10/x")),
+        ("/d/{1..2}/{b,a}", ("/d/1/b", "/d/1/a", "/d/2/b", "/d/2/a")),
+        ("/d/{3..1}", ()),
+    ],
+)
+def test_braces_stand_for_files_that_need_not_be_here(pattern, expected):
+    assert DataConfig(shards=pattern).shard_uris() == expected
+
+
 @pytest.mark.parametrize("one", ["folder/one.arrow", "s3://bucket/node_*.arrow"])
 def test_one_path_and_uris_are_taken_as_they_are(one):
     assert DataConfig(shards=one).shard_uris() == (one,)

@@ -12,12 +12,14 @@ from collections import defaultdict
 from dataclasses import dataclass, field, replace
 
 from ray_snake.config import SnakeConfig
+from ray_snake.data import ShardSource
 from ray_snake.errors import VisitFailedError
 from ray_snake.runtime.driver import Driver
 from ray_snake.runtime.handles import BlocksLostError, ProcessLostError, StartedNode
 from ray_snake.runtime.journal import BlockRecord
 from ray_snake.runtime.messages import BlockTable, EvaluationReport, VisitReport
-from ray_snake.runtime.roster import Roster, group_nodes
+from ray_snake.runtime.placement import group_nodes
+from ray_snake.runtime.roster import Roster
 
 BLOCK_BYTES = 10
 DELTA_BYTES = 3
@@ -323,9 +325,10 @@ def make_driver(
     """Return a driver of fakes with these numbers of nodes and blocks, and costs of these."""
     names = tuple(f"clinic-{node}" for node in range(nodes))
     emit = emit or (lambda event: None)
+    shards = [ShardSource(uri=name) for name in names]
     roster = Roster(
         names=names,
-        groups=group_nodes(nodes, config.nodes.nodes_per_actor),
+        groups=[group.nodes for group in group_nodes(config.nodes, shards)],
         launcher=FakeLauncher(cluster),
         window=2,
         start_timeout=config.nodes.start_timeout_seconds,

@@ -6,7 +6,7 @@ from fakes import FakeLauncher, FakeNode, Fault, run, until
 from ray_snake.errors import DataError, NodeFailedError
 from ray_snake.runtime.events import NodeLost, NodeReady
 from ray_snake.runtime.handles import StartedNode
-from ray_snake.runtime.roster import Roster, group_nodes
+from ray_snake.runtime.roster import Roster
 
 NAMES = ("north", "east", "south", "west", "middle")
 
@@ -39,6 +39,10 @@ class GatedLauncher:
         self.killed.append(group)
 
 
+def groups_of(nodes, size):
+    return [tuple(range(one, min(one + size, nodes))) for one in range(0, nodes, size)]
+
+
 def make(launcher, groups, *, window=2, timeout=20.0, restarts=3, emit=lambda event: None):
     return Roster(
         names=NAMES,
@@ -51,17 +55,11 @@ def make(launcher, groups, *, window=2, timeout=20.0, restarts=3, emit=lambda ev
     )
 
 
-def test_groups_are_consecutive_nodes_and_the_last_may_be_smaller():
-    assert group_nodes(5, 2) == [(0, 1), (2, 3), (4,)]
-    assert group_nodes(3, 1) == [(0,), (1,), (2,)]
-    assert group_nodes(2, 8) == [(0, 1)]
-
-
 def test_the_first_starts_alone_and_the_others_a_few_at_a_time_in_order(cluster):
     launcher = GatedLauncher(cluster)
 
     async def scenario():
-        roster = make(launcher, group_nodes(5, 1))
+        roster = make(launcher, groups_of(5, 1))
         roster.begin([4, 2, 0, 1])
         await until(lambda: launcher.starting)
         for _ in range(20):
@@ -87,7 +85,7 @@ def test_a_node_can_be_used_before_the_others_are_up(cluster):
     launcher = GatedLauncher(cluster)
 
     async def scenario():
-        roster = make(launcher, group_nodes(2, 1))
+        roster = make(launcher, groups_of(2, 1))
         roster.begin([1, 0])
         launcher.let((1,))
         handle = await roster.node(1)
@@ -103,7 +101,7 @@ def test_nodes_of_one_process_start_once(cluster):
     events = []
 
     async def scenario():
-        roster = make(FakeLauncher(cluster), group_nodes(3, 2), emit=events.append)
+        roster = make(FakeLauncher(cluster), groups_of(3, 2), emit=events.append)
         roster.begin([0, 1, 2])
         first, second = await roster.node(0), await roster.node(1)
         await roster.node(2)
@@ -121,7 +119,7 @@ def test_a_start_that_takes_too_long_names_the_node_and_the_setting(cluster):
     cluster.faults["launch", 1] = [Fault.HANGS]
 
     async def scenario():
-        roster = make(FakeLauncher(cluster), group_nodes(2, 1), timeout=0.05)
+        roster = make(FakeLauncher(cluster), groups_of(2, 1), timeout=0.05)
         roster.begin([1, 0])
         with pytest.raises(NodeFailedError) as caught:
             await roster.node(1)
@@ -185,7 +183,7 @@ def test_one_node_that_can_not_start_surfaces_for_all(cluster):
     launcher = GatedLauncher(cluster)
 
     async def scenario():
-        roster = make(launcher, group_nodes(4, 1))
+        roster = make(launcher, groups_of(4, 1))
         roster.begin([0, 3])
         launcher.let((0,))
         launcher.let((3,))
@@ -204,7 +202,7 @@ def test_close_ends_what_is_up_and_what_is_starting(cluster):
     launcher = GatedLauncher(cluster)
 
     async def scenario():
-        roster = make(launcher, group_nodes(3, 1), window=1)
+        roster = make(launcher, groups_of(3, 1), window=1)
         roster.begin([0, 1, 2])
         launcher.let((0,))
         await roster.node(0)
@@ -219,7 +217,7 @@ def test_close_ends_what_is_up_and_what_is_starting(cluster):
 
 def test_beginning_again_leaves_running_nodes_alone(cluster):
     async def scenario():
-        roster = make(FakeLauncher(cluster), group_nodes(2, 1))
+        roster = make(FakeLauncher(cluster), groups_of(2, 1))
         roster.begin([0])
         handle = await roster.node(0)
         roster.begin([1, 0])

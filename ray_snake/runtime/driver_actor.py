@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
+from ray.util.placement_group import PlacementGroup
 
 from ray_snake.config import SnakeConfig
 from ray_snake.data import ShardSource
@@ -36,6 +37,7 @@ class SnakeDriver:
         evaluation: Held-out rows, or none.
         groups: The nodes' processes and what each asks for.
         strategy: A user's own; none: the one that the settings name.
+        reserved: What the run may use; none: the cluster.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class SnakeDriver:
         evaluation: ShardSource | None,
         groups: Sequence[NodeGroup],
         strategy: type[Strategy] | None,
+        reserved: PlacementGroup | None,
     ) -> None:
         self._events: list[Event] = []
         self._news = asyncio.Event()
@@ -60,6 +63,7 @@ class SnakeDriver:
             evaluation,
             groups,
             strategy,
+            reserved,
         )
 
     async def run(self) -> None:
@@ -97,13 +101,14 @@ def make_driver(
     evaluation: ShardSource | None,
     groups: Sequence[NodeGroup],
     strategy: type[Strategy] | None,
+    reserved: PlacementGroup | None,
     *,
     emit: Callable[[Event], None],
 ) -> Driver:
     """Return a driver whose handles are Ray actors."""
     names = tuple(spec.name for spec in specs)
     server = RayServer(recipe, config.baseline.server_gpus)
-    launcher = RayNodeLauncher(specs, recipe, groups, server)
+    launcher = RayNodeLauncher(specs, recipe, groups, server, reserved)
     roster = Roster(
         names=names,
         groups=[group.nodes for group in groups],

@@ -16,7 +16,11 @@ from ray.exceptions import (
     RayTaskError,
     TaskCancelledError,
 )
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import (
+    NodeAffinitySchedulingStrategy,
+    PlacementGroupSchedulingStrategy,
+)
 
 from ray_snake.data import ShardSource
 from ray_snake.errors import NodeFailedError, SnakeError
@@ -69,7 +73,9 @@ def node_options(request: Request) -> dict[str, Any]:
     return options
 
 
-def host_options(request: Request, hosted: Iterable[str]) -> dict[str, Any]:
+def host_options(
+    request: Request, hosted: Iterable[str], reserved: PlacementGroup | None = None
+) -> dict[str, Any]:
     """Return the Ray options that choose a node actor's machine.
 
     Actors that reserve something Ray spreads by what is free. It puts those that reserve nothing
@@ -79,7 +85,11 @@ def host_options(request: Request, hosted: Iterable[str]) -> dict[str, Any]:
     Args:
         request: What the actor asks for.
         hosted: The machine of each actor of the run so far.
+        reserved: What the run may use, as the trial of a sweep; none: the cluster. Its bundles are
+            where the labels say: see `ray_snake.tune.tune_resources`.
     """
+    if request.amounts and reserved is not None:
+        return {"scheduling_strategy": PlacementGroupSchedulingStrategy(reserved)}
     labels = dict(request.labels)
     machines = host_machines(request)
     if request.amounts or not machines:
@@ -264,6 +274,7 @@ class RayNodeLauncher:
         recipe: Ref of the recipe.
         groups: The processes and what each asks for.
         server: The server of visits with a cut.
+        reserved: What the run may use; none: the cluster.
     """
 
     def __init__(
@@ -272,7 +283,9 @@ class RayNodeLauncher:
         recipe: AnyRef,
         groups: Sequence[NodeGroup],
         server: RayServer,
+        reserved: PlacementGroup | None = None,
     ) -> None:
+        self._reserved = reserved
         self._specs = specs
         self._recipe = recipe
         self._requests = {group.nodes: group.request for group in groups}
@@ -284,11 +297,11 @@ class RayNodeLauncher:
         """Start the actor of these nodes and wait until it has opened their shards."""
         specs = {node: self._specs[node] for node in group}
         request = self._requests[group]
-        where = host_options(request, self._machines.values())
+        where = host_options(request, self._machines.values(), self._reserved)
         kind = actor_class(SnakeNode, **node_options(request), **where)
         actor = kind.remote(specs, self._recipe)
         self._actors[group] = actor
-        self._machines[group] = where["label_selector"].get(NODE_ID_LABEL, "")
+        self._machines[group] = where.get("label_selector", {}).get(NODE_ID_LABEL, "")
         names = {node: spec.name for node, spec in specs.items()}
         machine, samples = await _answer(
             actor.open.remote(), f"node {', '.join(names.values())} while it started"

@@ -104,7 +104,7 @@ class VisitModel:
         again = {
             index
             for index in range(first, len(held))
-            if training.recompute == "frozen" and index not in trained
+            if training.suffix == "recompute" and index not in trained
         }
         self._prefix = _Work.of(blocks[:first])
         self._rest = _Work.of(blocks[first:])

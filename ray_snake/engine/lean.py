@@ -3,13 +3,13 @@
 Behind a trained block nobody asks for the gradients of frozen weights, so that most layers need
 keep almost nothing: see `lean_layers`. Group and layer norms are the exception, as the gradient of
 their input depends on all of it (Wu and He, "Group Normalization", arXiv 1803.08494, equation 1). A
-block with one keeps that norm's input, or its own where that is smaller, and runs again from there
-(Chen et al., "Training Deep Nets with Sublinear Memory Cost", arXiv 1604.06174). So does one with a
-layer that is not known here.
+block with one keeps that norm's input, or its own where that is smaller, and runs again from there.
+One with a layer that is not known here keeps its own input and runs again.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -18,19 +18,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
 from ray_snake.engine.lean_layers import (
     MOST_OFFSETS,
     AvgPool2d,
-    Context,
     Convolution,
     FixedBatchNorm,
     MaxPool2d,
     Rectifier,
     Size,
 )
+from ray_snake.engine.recompute import run_again
+from ray_snake.engine.stack import BlockRun
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -47,66 +47,38 @@ _KEEP_NOTHING = (
 )
 
 
-def run_lean(block: nn.Module, x: Tensor) -> Tensor:
-    """Run a frozen block so that it keeps little for the gradient of its input.
+def lean_run(block: nn.Module) -> BlockRun:
+    """Return what runs a frozen block so that it keeps little for the gradient of its input.
 
-    Its output has the bits of `block(x)`. Gradients are equal up to rounding, and can't be
+    Its outputs have the bits of the block's. Gradients are equal up to rounding, and can't be
     differentiated once more. What is known goes by layers' types: a function that is not, and that
     a block of known layers calls itself, keeps what it keeps in torch.
 
     Args:
         block: The block, without trained weights, in evaluation mode.
-        x: Its input, (batch, ...) of a floating-point dtype, which gradients flow to.
+
+    Returns:
+        A function of the block's input, (batch, ...) of a floating-point dtype, which gradients
+        flow to.
     """
     layers = _leaves(block)
-    known = all(_is_known(layer) for layer in layers)
-    if known and not any(type(layer) in _ROW_NORMS for layer in layers):
-        return _in_lean_form(block, x)
-    norm = _first_norm(block) if known else 0
+    if not all(_is_known(layer) for layer in layers):
+        return partial(run_again, _repeatable(block))
+    if not any(type(layer) in _ROW_NORMS for layer in layers):
+        return partial(_in_lean_form, block)
+    whole = _repeatable(block)
+    norm = _first_norm(block)
     if norm == 0 or type(block) is not nn.Sequential:
-        again = _repeatable(block)
-        return _apply(_Again, x, again, again)
-    version = x._version
-    hidden = _in_lean_form(block[:norm], x)
-    rest = _repeatable(block[norm:])
-    # What was written to can't be run again.
-    if hidden.nbytes > x.nbytes and x._version == version:
-        return _apply(_Again, x, _repeatable(block), lambda _: rest(hidden))
-    return _apply(_Again, hidden, rest, rest)
+        return partial(run_again, whole)
+    children = list(block)
+    head, tail = nn.Sequential(*children[:norm]), _repeatable(nn.Sequential(*children[norm:]))
 
+    def run(x: Tensor) -> Tensor:
+        if _grows(head, x):
+            return run_again(whole, x)
+        return run_again(tail, _in_lean_form(head, x))
 
-class _Again(Function):
-    """What keeps its input alone and runs again in the backward pass, under the same autocast."""
-
-    @staticmethod
-    def forward(
-        ctx: _AgainContext,
-        x: Tensor,
-        again: Callable[[Tensor], Tensor],
-        first: Callable[[Tensor], Tensor],
-    ) -> Tensor:
-        """Return what `first` makes of `x`; `again` makes the same of it in the backward pass."""
-        ctx.save_for_backward(x)
-        ctx.again = again
-        kind = x.device.type
-        ctx.autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
-        return first(x)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: _AgainContext, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradient of the input."""
-        (x,) = ctx.saved_tensors
-        leaf = x.detach().requires_grad_()
-        kind, dtype, enabled = ctx.autocast
-        with torch.enable_grad(), torch.autocast(kind, dtype=dtype, enabled=enabled):
-            y = ctx.again(leaf)
-        return (*torch.autograd.grad(y, leaf, gradient), None, None)
-
-
-class _AgainContext(Context):
-    again: Callable[[Tensor], Tensor]
-    autocast: tuple[str, torch.dtype, bool]
+    return run
 
 
 class _LeanFunctions(TorchFunctionMode):
@@ -232,6 +204,23 @@ def _is_known(layer: nn.Module) -> bool:
         # A mean; with any other size torch keeps the input.
         return layer.output_size in (1, (1, 1))
     return type(layer) in (*_ROW_NORMS, *_KEEP_LITTLE, *_KEEP_NOTHING)
+
+
+def _grows(layers: nn.Sequential, x: Tensor) -> bool:
+    """Return whether layers are one convolution or linear layer that makes more than it gets."""
+    layer = layers[0]
+    if len(layers) > 1 or not isinstance(layer, (*_CONVOLUTIONS, nn.Linear)):
+        return False
+    if isinstance(layer, nn.Linear):
+        return layer.out_features > layer.in_features
+    padding = [int(one) for one in layer.padding]
+    sizes = [
+        (size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
+        for size, pad, dilation, kernel, stride in zip(
+            x.shape[2:], padding, layer.dilation, layer.kernel_size, layer.stride, strict=True
+        )
+    ]
+    return layer.out_channels * math.prod(sizes) > math.prod(x.shape[1:])
 
 
 def _first_norm(block: nn.Module) -> int:

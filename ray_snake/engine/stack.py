@@ -16,8 +16,8 @@ from ray_snake.errors import ModelError
 Network = nn.Module | Sequence[nn.Module]
 """What a model function may return: a BlockStack, an nn.Sequential, or a list of blocks."""
 
-BlockRun = Callable[[nn.Module, Tensor], Tensor]
-"""(a block, its input) -> its output."""
+BlockRun = Callable[[Tensor], Tensor]
+"""A block's input -> its output."""
 
 _NORMS = (
     nn.modules.batchnorm._BatchNorm,
@@ -128,7 +128,7 @@ class BlockStack(nn.Module):
         """
         for index in range(start, len(self.blocks) if stop is None else stop):
             if index in self.runs and torch.is_grad_enabled() and x.requires_grad:
-                x = self.runs[index](self.blocks[index], x)
+                x = self.runs[index](x)
             else:
                 x = self.blocks[index](x)
         return x

@@ -3,36 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import partial
 from typing import Literal
 
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
-
-from ray_snake.engine.lean import run_lean
-from ray_snake.engine.stack import BlockRun
+from ray_snake.engine.lean import lean_run
+from ray_snake.engine.recompute import run_again
+from ray_snake.engine.stack import BlockRun, BlockStack
 
 
 def suffix_runs(
-    suffix: Literal["eager", "recompute", "lean"], blocks: int, trained: Collection[int]
+    stack: BlockStack, trained: Collection[int], suffix: Literal["eager", "recompute", "lean"]
 ) -> dict[int, BlockRun]:
-    """Return how the frozen ones of some blocks run, by number: see `BlockStack.runs`.
+    """Return how the frozen blocks of a network run, by number: see `BlockStack.runs`.
 
     Args:
+        stack: The network, in which the others are frozen.
+        trained: Numbers of the blocks that train.
         suffix: The setting `training.suffix`.
-        blocks: How many blocks the network has.
-        trained: Numbers of those that train.
     """
-    if suffix == "eager":
-        return {}
-    run = run_again if suffix == "recompute" else run_lean
-    return {block: run for block in range(blocks) if block not in trained}
-
-
-def run_again(block: nn.Module, x: Tensor) -> Tensor:
-    """Run a frozen block so that it keeps its input alone, and runs again in the backward pass.
-
-    It comes to the same bits (Chen et al., "Training Deep Nets with Sublinear Memory Cost", arXiv
-    1604.06174).
-    """
-    y: Tensor = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)
-    return y
+    frozen = {index: block for index, block in enumerate(stack.blocks) if index not in trained}
+    if suffix == "recompute":
+        return {index: partial(run_again, block) for index, block in frozen.items()}
+    if suffix == "lean":
+        return {index: lean_run(block) for index, block in frozen.items()}
+    return {}

@@ -172,7 +172,7 @@ def train_visit(
                 device=device,
             )
         stack.freeze_all_but(trained, fix_norms=fix_norms)
-        stack.runs = suffix_runs(training.suffix, len(stack), trained)
+        stack.runs = suffix_runs(stack, trained, training.suffix)
         try:
             for epoch, rows in visit_batches(len(samples), training, seed):
                 if control.ends_early():

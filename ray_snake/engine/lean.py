@@ -25,6 +25,7 @@ from ray_snake.engine.lean_layers import (
     AvgPool2d,
     Convolution,
     FixedBatchNorm,
+    Linear,
     MaxPool2d,
     Rectifier,
     Size,
@@ -121,6 +122,12 @@ def _convolution(convolve: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return form
 
 
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    if _trains(weight, bias):
+        return F.linear(x, weight, bias)
+    return _apply(Linear, x, weight, bias)
+
+
 def _batch_norm(
     x: Tensor,
     running_mean: Tensor | None,
@@ -178,6 +185,7 @@ def _avg_pool2d(
 
 _FORMS: dict[Callable[..., Any], Callable[..., Any]] = {
     **{one: _convolution(one) for one in (F.conv1d, F.conv2d, F.conv3d)},
+    F.linear: _linear,
     F.batch_norm: _batch_norm,
     **dict.fromkeys((F.relu, torch.relu, Tensor.relu), _relu),
     **dict.fromkeys((torch.relu_, Tensor.relu_), partial(_relu, inplace=True)),

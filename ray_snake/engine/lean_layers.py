@@ -86,6 +86,24 @@ class Convolution(Function):
         return (None, x.to(ctx.dtype), *_nothing(6))
 
 
+class Linear(Function):
+    """A linear layer that keeps its weight alone: torch does too, but its cast under autocast."""
+
+    @staticmethod
+    def forward(ctx: Context, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return (..., outputs) of (..., inputs)."""
+        ctx.save_for_backward(weight)
+        ctx.dtype = x.dtype
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Context, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradient of the input."""
+        (weight,) = ctx.saved_tensors
+        return (gradient.matmul(weight.to(gradient.dtype)).to(ctx.dtype), *_nothing(2))
+
+
 class FixedBatchNorm(Function):
     """A batch norm with fixed statistics, a scale and a shift: it keeps one number per channel."""
 

@@ -36,6 +36,7 @@ from ray_snake.engine.stack import BlockRun
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _ROW_NORMS = (nn.GroupNorm, nn.LayerNorm)
+_MAKE_NEW = (*_CONVOLUTIONS, *_BATCH_NORMS, *_ROW_NORMS, nn.Linear)
 _KEEP_LITTLE = (nn.Linear, nn.ReLU, nn.AvgPool2d)
 _KEEP_NOTHING = (
     nn.Identity,
@@ -53,7 +54,8 @@ def lean_run(block: nn.Module) -> BlockRun:
 
     Its outputs have the bits of the block's. Gradients are equal up to rounding, and can't be
     differentiated once more. What is known goes by layers' types: a function that is not, and that
-    a block of known layers calls itself, keeps what it keeps in torch.
+    a block of known layers calls itself, keeps what it keeps in torch. Hooks on a plain sequence
+    and on its ReLUs are not called.
 
     Args:
         block: The block, without trained weights, in evaluation mode.
@@ -65,6 +67,7 @@ def lean_run(block: nn.Module) -> BlockRun:
     layers = _leaves(block)
     if not all(_is_known(layer) for layer in layers):
         return partial(run_again, _repeatable(block))
+    block = _in_place(block)
     if not any(type(layer) in _ROW_NORMS for layer in layers):
         return partial(_in_lean_form, block)
     whole = _repeatable(block)
@@ -231,6 +234,22 @@ def _grows(layers: nn.Sequential, x: Tensor) -> bool:
     return layer.out_channels * math.prod(sizes) > math.prod(x.shape[1:])
 
 
+def _in_place(block: nn.Module) -> nn.Module:
+    """Return a block of the same layers whose ReLUs work in place on what nobody else needs.
+
+    Blocks that are no plain sequence come back as they are.
+    """
+    if type(block) is not nn.Sequential:
+        return block
+    layers: list[nn.Module] = []
+    for layer in block:
+        if type(layer) is nn.ReLU and layers and type(layers[-1]) in _MAKE_NEW:
+            layers.append(nn.ReLU(inplace=True).train(layer.training))
+        else:
+            layers.append(_in_place(layer))
+    return nn.Sequential(*layers)
+
+
 def _first_norm(block: nn.Module) -> int:
     """Return the number of the first child with a norm over whole rows; 0 without one."""
     for number, child in enumerate(block.children()):
@@ -243,7 +262,7 @@ def _repeatable(block: nn.Module) -> Callable[[Tensor], Tensor]:
     """Return what runs a block in lean form and leaves its input as it is."""
     layers = _leaves(block)
     in_a_row = all(isinstance(one, nn.Sequential) for one in block.modules() if one not in layers)
-    takes_copies = in_a_row and isinstance(layers[0], (*_CONVOLUTIONS, nn.Linear, *_ROW_NORMS))
+    takes_copies = in_a_row and type(layers[0]) in _MAKE_NEW
     if takes_copies or not any(getattr(layer, "inplace", False) for layer in layers):
         return partial(_in_lean_form, block)
     return lambda x: _in_lean_form(block, x.clone())

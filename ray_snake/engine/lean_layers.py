@@ -24,6 +24,10 @@ Nothing = tuple[None, ...]
 
 MOST_OFFSETS = 256
 """A place within a pooling window is kept in one byte."""
+MOST_PARTS = 8
+LEAST_OUTPUTS = 2**14
+"""A pooling is done in so many parts at most, each of so many outputs at least."""
+_Index = tuple[Any, ...]
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 
@@ -169,15 +173,18 @@ class MaxPool2d(Function):
         ceil_mode: bool,
     ) -> Tensor:
         """Return the largest values of the windows of (..., height, width)."""
-        # Along a row first: of equal values the first one in reading order counts, as in torch.
-        y, column = _slide(x, -1, kernel[1], stride[1], padding[1], dilation[1], ceil_mode)
-        y, place = _slide(
-            y, -2, kernel[0], stride[0], padding[0], dilation[0], ceil_mode, column, kernel[1]
-        )
+        planes = x.reshape(-1, *x.shape[-2:])
+        rows = _Windows(x.shape[-2], kernel[0], stride[0], padding[0], dilation[0], ceil_mode)
+        columns = _Windows(x.shape[-1], kernel[1], stride[1], padding[1], dilation[1], ceil_mode)
+        y = planes.new_empty((len(planes), rows.count, columns.count))
+        place = torch.empty_like(y, dtype=torch.uint8)
+        for some in _parts(len(planes), y.numel()):
+            # Along a row first: of equal values the first in reading order counts, as in torch.
+            y[some], place[some] = rows.largest(*columns.largest(planes[some]), kernel[1])
         ctx.save_for_backward(place)
         ctx.shape = x.shape
         ctx.geometry = (kernel[1], stride, padding, dilation)
-        return y
+        return y.view(*x.shape[:-2], *y.shape[-2:])
 
     @staticmethod
     @once_differentiable
@@ -187,16 +194,15 @@ class MaxPool2d(Function):
         columns, stride, padding, dilation = ctx.geometry
         height, width = ctx.shape[-2:]
         device = gradient.device
-        place_to_index = torch.arange(MOST_OFFSETS, device=device)
-        place_to_index = (
-            place_to_index // columns * (dilation[0] * width)
-            + place_to_index % columns * dilation[1]
-        )
+        offset = torch.arange(MOST_OFFSETS, device=device)
+        offset = offset // columns * (dilation[0] * width) + offset % columns * dilation[1]
         top = torch.arange(place.shape[-2], device=device) * stride[0] - padding[0]
         left = torch.arange(place.shape[-1], device=device) * stride[1] - padding[1]
-        index = place_to_index[place.long()].add_(top[:, None] * width + left)
-        x = gradient.new_zeros((*ctx.shape[:-2], height * width))
-        x.scatter_add_(-1, index.flatten(-2), gradient.flatten(-2))
+        corner = (top[:, None] * width + left).flatten()
+        x = gradient.new_zeros((math.prod(ctx.shape[:-2]), height * width))
+        source, places = gradient.reshape(-1, len(corner)), place.view(-1, len(corner))
+        for some in _parts(len(x), place.numel()):
+            x[some].scatter_add_(-1, offset[places[some].int()].add_(corner), source[some])
         return (x.view(ctx.shape), *_nothing(5))
 
 
@@ -247,59 +253,95 @@ def unpack(packed: Tensor, shape: torch.Size) -> Tensor:
     return bits.view(-1)[: math.prod(shape)].view(shape)
 
 
-def _slide(
-    x: Tensor,
-    dim: int,
-    kernel: int,
-    stride: int,
-    padding: int,
-    dilation: int,
-    ceil_mode: bool,
-    before: Tensor | None = None,
-    factor: int = 1,
-) -> tuple[Tensor, Tensor]:
-    """Return the largest values of the windows along one dimension, and their places in uint8.
+class _Windows:
+    """The windows of a pooling along one dimension.
 
-    A place is the offset in the window; with the places `before` of another dimension, `factor`
-    times that plus the place there.
+    Args:
+        size: Of the input.
+        kernel: Size of a window.
+        stride: From one window to the next.
+        padding: Before the first and behind the last value.
+        dilation: From one value of a window to the next.
+        ceil_mode: Whether a last window may reach over the far end.
     """
-    size = x.shape[dim]
-    reach = size + 2 * padding - dilation * (kernel - 1) - 1
-    count = (-(-reach // stride) if ceil_mode else reach // stride) + 1
-    if ceil_mode and (count - 1) * stride >= size + padding:
-        # torch leaves out windows that start behind the far end.
-        count -= 1
-    shape = list(x.shape)
-    shape[dim] = count
-    best = x.new_full(shape, -math.inf)
-    # Where nothing is larger than minus infinity, the first that is no padding counts.
-    starts = torch.arange(count, device=x.device) * stride - padding
-    first = -(starts.clamp(max=0) // dilation)
-    place = (first * factor).to(torch.uint8).view(-1, *[1] * (-1 - dim)).expand(shape).contiguous()
-    if before is not None:
-        place += before.index_select(dim, starts + first * dilation)
-    for offset in range(kernel):
-        shift = offset * dilation - padding
-        start = max(0, -(shift // stride))
-        stop = min(count, (size - 1 - shift) // stride + 1)
-        if stop <= start:
-            continue
-        inside = _along(dim, start * stride + shift, (stop - 1) * stride + shift + 1, stride)
-        outside = _along(dim, start, stop, 1)
-        candidate, largest, known = x[inside], best[outside], place[outside]
-        larger = candidate > largest
-        torch.maximum(largest, candidate, out=largest)
-        # known = here where larger, in bytes, which wrap around.
-        here = -known + factor * offset
+
+    def __init__(
+        self, size: int, kernel: int, stride: int, padding: int, dilation: int, ceil_mode: bool
+    ) -> None:
+        reach = size + 2 * padding - dilation * (kernel - 1) - 1
+        self.count = (-(-reach // stride) if ceil_mode else reach // stride) + 1
+        if ceil_mode and (self.count - 1) * stride >= size + padding:
+            # torch leaves out windows that start behind the far end.
+            self.count -= 1
+        self._size = size
+        self._kernel = kernel
+        self._stride = stride
+        self._padding = padding
+        self._dilation = dilation
+
+    def largest(
+        self, x: Tensor, before: Tensor | None = None, factor: int = 1
+    ) -> tuple[Tensor, Tensor]:
+        """Return the windows' largest values, and their places in them in uint8.
+
+        Args:
+            x: (planes, height, width). Windows lie along the width; with `before`, the height.
+            before: Places of these values in windows along the width.
+            factor: The size of those: a row counts that much in a place.
+        """
+        dim = -1 if before is None else -2
+        best, place = self._first(x, dim, before, factor)
+        for offset in range(1 if self._padding == 0 else 0, self._kernel):
+            inside, outside = self._reached(offset, dim)
+            candidate, largest, known = x[inside], best[outside], place[outside]
+            larger = candidate > largest
+            torch.maximum(largest, candidate, out=largest)
+            # known = here where larger, in bytes, which wrap around.
+            here = -known + factor * offset
+            if before is not None:
+                here += before[inside]
+            known += here.mul_(larger)
+        return best, place
+
+    def _first(
+        self, x: Tensor, dim: int, before: Tensor | None, factor: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return values to begin with, and the places of the windows' first ones."""
+        if self._padding == 0:
+            inside, _ = self._reached(0, dim)
+            best = x[inside].clone(memory_format=torch.contiguous_format)
+            place = torch.zeros_like(best, dtype=torch.uint8)
+            return best, place if before is None else place + before[inside]
+        shape = list(x.shape)
+        shape[dim] = self.count
+        # Where nothing is larger than minus infinity, the first that is no padding counts.
+        starts = torch.arange(self.count, device=x.device) * self._stride - self._padding
+        first = -(starts.clamp(max=0) // self._dilation)
+        place = (first * factor).to(torch.uint8).view(-1, *[1] * (-1 - dim))
+        place = place.expand(shape).contiguous()
         if before is not None:
-            here += before[inside]
-        known += here.mul_(larger)
-    return best, place
+            place += before.index_select(dim, starts + first * self._dilation)
+        return x.new_full(shape, -math.inf), place
+
+    def _reached(self, offset: int, dim: int) -> tuple[_Index, _Index]:
+        """Return the values at an offset in windows, and the windows that have one there."""
+        shift = offset * self._dilation - self._padding
+        start = max(0, -(shift // self._stride))
+        stop = max(start, min(self.count, (self._size - 1 - shift) // self._stride + 1))
+        rest = [slice(None)] * (-1 - dim)
+        first = start * self._stride + shift
+        values = slice(first, first + (stop - start) * self._stride, self._stride)
+        return (..., values, *rest), (..., slice(start, stop), *rest)
 
 
-def _along(dim: int, start: int, stop: int, step: int) -> tuple[Any, ...]:
-    """Return the index of a slice along a dimension counted from the last."""
-    return (..., slice(start, stop, step), *[slice(None)] * (-1 - dim))
+def _parts(count: int, outputs: int) -> list[slice]:
+    """Return slices of `count` planes that have so many outputs.
+
+    What is done with an output takes a multiple of its bytes, so that not all is done at once.
+    """
+    parts = max(1, min(MOST_PARTS, outputs // LEAST_OUTPUTS))
+    length = max(1, -(-count // parts))
+    return [slice(start, start + length) for start in range(0, count, length)]
 
 
 def _each(size: Size, dimensions: int) -> list[int]:

@@ -265,6 +265,18 @@ def test_of_equal_values_max_pooling_takes_the_one_that_torch_takes(layer):
     compare(layer, x)
 
 
+def test_max_pooling_leaves_its_input_as_it_is():
+    x = torch.tensor([[[[1.0, 3.0, 2.0, 5.0, 4.0]]]])
+    compare(nn.MaxPool2d((1, 3), stride=1), x)
+    leaf = x.clone().requires_grad_()
+    lean_run(nn.MaxPool2d((1, 3), stride=1))(leaf)
+    assert torch.equal(leaf, x)
+
+
+def test_max_pooling_of_many_planes_is_that_of_each():
+    compare(nn.MaxPool2d(2), torch.randn(7, 61, 32, 32))
+
+
 def test_max_pooling_keeps_a_byte_for_each_output():
     assert compare(nn.MaxPool2d(2), torch.randn(2, 3, 8, 6))[1] == 2 * 3 * 4 * 3
 
@@ -343,9 +355,10 @@ class OwnConvolution(nn.Conv2d):
 def test_a_block_with_an_unknown_layer_keeps_its_input_and_runs_again(layers):
     block = chain(*layers)
     calls = []
-    block.register_forward_hook(lambda *_: calls.append(1))
+    block.register_forward_pre_hook(lambda *_: calls.append(1))
     eager, lean = compare(block, torch.randn(2, 4, 8, 8))
     assert lean == 4 * 2 * 4 * 64 < eager
+    assert len(calls) == 3
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,9 @@ class _LeanFunctions(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401 - what the torch function returns
-        form = _FORMS.get(func, func) if torch.is_grad_enabled() else func
+        form = _FORMS.get(func)
+        if form is None or not torch.is_grad_enabled() or not _flows_to(args):
+            form = func
         return form(*args, **(kwargs or {}))
 
 
@@ -266,6 +268,11 @@ def _repeatable(block: nn.Module) -> Callable[[Tensor], Tensor]:
     if takes_copies or not any(getattr(layer, "inplace", False) for layer in layers):
         return partial(_in_lean_form, block)
     return lambda x: _in_lean_form(block, x.clone())
+
+
+def _flows_to(args: tuple[Any, ...]) -> bool:
+    """Return whether gradients flow to the first of a function's arguments."""
+    return bool(args) and isinstance(args[0], Tensor) and args[0].requires_grad
 
 
 def _trains(*weights: Tensor | None) -> bool:

@@ -63,7 +63,7 @@ class Convolution(Function):
         ctx.save_for_backward(weight)
         ctx.shape, ctx.dtype = x.shape, x.dtype
         ctx.geometry = (stride, padding, dilation, groups)
-        return convolve(x, weight, bias, stride, padding, dilation, groups)
+        return _own(convolve(x, weight, bias, stride, padding, dilation, groups))
 
     @staticmethod
     @once_differentiable
@@ -98,7 +98,7 @@ class Linear(Function):
         """Return (..., outputs) of (..., inputs)."""
         ctx.save_for_backward(weight)
         ctx.dtype = x.dtype
-        return F.linear(x, weight, bias)
+        return _own(F.linear(x, weight, bias))
 
     @staticmethod
     @once_differentiable
@@ -125,7 +125,7 @@ class FixedBatchNorm(Function):
         scale = torch.rsqrt(variance + epsilon)
         ctx.save_for_backward(scale if weight is None else scale * weight)
         ctx.dtype = x.dtype
-        return F.batch_norm(x, mean, variance, weight, bias, training=False, eps=epsilon)
+        return _own(F.batch_norm(x, mean, variance, weight, bias, training=False, eps=epsilon))
 
     @staticmethod
     @once_differentiable
@@ -173,18 +173,18 @@ class MaxPool2d(Function):
         ceil_mode: bool,
     ) -> Tensor:
         """Return the largest values of the windows of (..., height, width)."""
-        planes = x.reshape(-1, *x.shape[-2:])
         rows = _Windows(x.shape[-2], kernel[0], stride[0], padding[0], dilation[0], ceil_mode)
         columns = _Windows(x.shape[-1], kernel[1], stride[1], padding[1], dilation[1], ceil_mode)
-        y = planes.new_empty((len(planes), rows.count, columns.count))
+        y = x.new_empty((*x.shape[:-2], rows.count, columns.count))
         place = torch.empty_like(y, dtype=torch.uint8)
+        planes, largest, places = (one.reshape(-1, *one.shape[-2:]) for one in (x, y, place))
         for some in _parts(len(planes), y.numel()):
             # Along a row first: of equal values the first in reading order counts, as in torch.
-            y[some], place[some] = rows.largest(*columns.largest(planes[some]), kernel[1])
+            largest[some], places[some] = rows.largest(*columns.largest(planes[some]), kernel[1])
         ctx.save_for_backward(place)
         ctx.shape = x.shape
         ctx.geometry = (kernel[1], stride, padding, dilation)
-        return y.view(*x.shape[:-2], *y.shape[-2:])
+        return y
 
     @staticmethod
     @once_differentiable
@@ -342,6 +342,14 @@ def _parts(count: int, outputs: int) -> list[slice]:
     parts = max(1, min(MOST_PARTS, outputs // LEAST_OUTPUTS))
     length = max(1, -(-count // parts))
     return [slice(start, start + length) for start in range(0, count, length)]
+
+
+def _own(y: Tensor) -> Tensor:
+    """Return an output that layers may write to: of a view of what it was made from they must not.
+
+    Nobody else has what it was made from.
+    """
+    return y.data if y._is_view() else y
 
 
 def _each(size: Size, dimensions: int) -> list[int]:

@@ -318,6 +318,34 @@ def test_layers_that_work_in_place_do_so_on_nothing_that_is_needed_again(layers)
     compare(chain(*layers), torch.randn(2, 4, 8, 8))
 
 
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv1d(4, 4, 3), (4, 8)),
+        (nn.Conv2d(4, 4, 3), (4, 8, 8)),
+        (nn.Conv3d(4, 4, 3), (4, 8, 8, 8)),
+        (nn.Linear(8, 6), (4, 8)),
+        (nn.Linear(8, 6), (4, 3, 8)),
+        (nn.Linear(8, 6, bias=False), (3, 8)),
+        (nn.BatchNorm2d(4), (4, 8, 8)),
+        (nn.BatchNorm1d(4), (4,)),
+        (nn.LayerNorm(8), (4, 8)),
+        (nn.MaxPool2d(2), (4, 8, 8)),
+        (nn.AvgPool2d(2), (4, 8, 8)),
+        (nn.ReLU(), (4, 8, 8)),
+        (nn.Identity(), (4, 8, 8)),
+        (nn.Dropout(0.5), (4, 8, 8)),
+        (nn.AdaptiveAvgPool2d(1), (4, 8, 8)),
+        (nn.Flatten(), (4, 8, 8)),
+    ],
+    ids=lambda one: str(one),
+)
+@pytest.mark.parametrize("bf16", [False, True])
+def test_every_layer_may_be_followed_by_one_that_works_in_place(layer, shape, bf16):
+    compare(chain(layer, nn.ReLU(inplace=True)), torch.randn(2, *shape), bf16=bf16)
+    compare(chain(layer, nn.ReLU()), torch.randn(2, *shape), bf16=bf16)
+
+
 def test_a_norm_over_rows_keeps_its_input_and_the_convolution_does_not_run_again():
     block = chain(nn.Conv2d(4, 4, 3, padding=1), nn.GroupNorm(2, 4), nn.ReLU())
     calls = []
@@ -338,6 +366,25 @@ class Gate(nn.Module):
 
     def forward(self, x):
         return x * x.sigmoid().tanh()
+
+
+class Functional(nn.Module):
+    """A block that calls torch's functions itself, on what trains and on what does not."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x):
+        counts = F.max_pool2d((x.detach() * 9).round().long(), 2)
+        y = torch.relu(self.convolution(F.relu(input=x)))
+        weight = self.convolution.weight
+        y = F.conv2d(y, weight=weight, padding="same") + y.relu()
+        return F.max_pool2d(y, kernel_size=2).relu_() + F.avg_pool2d(x, 2, ceil_mode=True) * counts
+
+
+def test_a_block_may_call_functions_in_any_way():
+    compare(Functional(), torch.randn(2, 4, 8, 8))
 
 
 class OwnConvolution(nn.Conv2d):

@@ -139,8 +139,8 @@ class VisitModel:
         state = 2 if training.optimizer == "adamw" else (1 if training.momentum > 0 else 0)
         self._weight_bytes = weights * (2 + state)
         self._shared_bytes = sum(one.weight_bytes for one in held) - weights
-        # Of those that run again the largest one's activations are there while it does.
-        self._saved_bytes = sum(one.bytes for one in kept) + max(one.again_bytes for one in kept)
+        # One block after the other needs what it does not keep; the largest one's counts.
+        self._saved_bytes = sum(one.bytes for one in kept) + max(one.brief_bytes for one in kept)
         self._input_bytes = blocks[first].input_bytes
         self._teacher_bytes = {
             "logits": blocks[-1].output_bytes,
@@ -227,25 +227,25 @@ class _Kept:
     Attributes:
         bytes: What it keeps.
         again: What it does again.
-        again_bytes: What is there while it does.
+        brief_bytes: What it needs beside that while it runs, or while gradients pass through it.
     """
 
     bytes: int
     again: _Work
-    again_bytes: int
+    brief_bytes: int
 
     @classmethod
     def of(cls, block: BlockCost, suffix: Literal["eager", "recompute", "lean"]) -> _Kept:
         """Return it for a frozen block, by `training.suffix`; for a trained one it is `eager`."""
         if suffix == "recompute":
             return cls(
-                bytes=block.input_bytes, again=_Work.of([block]), again_bytes=block.saved_bytes
+                bytes=block.input_bytes, again=_Work.of([block]), brief_bytes=block.saved_bytes
             )
         if suffix == "lean":
             share = block.lean_flops / block.forward_flops if block.forward_flops else 0.0
             return cls(
                 bytes=block.lean_bytes,
                 again=_Work(flops=block.lean_flops, seconds=share * block.forward_seconds),
-                again_bytes=block.saved_bytes if block.lean_flops else 0,
+                brief_bytes=block.saved_bytes,
             )
-        return cls(bytes=block.saved_bytes, again=_Work.of([]), again_bytes=0)
+        return cls(bytes=block.saved_bytes, again=_Work.of([]), brief_bytes=0)

@@ -16,10 +16,13 @@ from ray_snake.engine.lean import lean_run
 from ray_snake.engine.lean_layers import pack, unpack
 from ray_snake.engine.memory import peak_bytes
 from ray_snake.engine.objective import Objective
+from ray_snake.engine.profile import profile_blocks
 from ray_snake.engine.stack import BlockStack
 from ray_snake.engine.suffix import suffix_runs
 from ray_snake.engine.visit import train_visit
 from ray_snake.models.registry import build_model, model_names
+from ray_snake.planning.cost import predict_visit
+from ray_snake.planning.span import Span, Visit
 
 OPTIONS = {
     "mlp": [{"inputs": 64, "classes": 4, "hidden": [16, 12]}],
@@ -192,6 +195,25 @@ def visit(stack, samples, suffix, **settings):
         training=TrainingConfig(suffix=suffix, **settings),
         objective=Objective(LossConfig(logit_adjustment=0.0, distillation=0.0)),
     )
+
+
+@pytest.mark.parametrize("norm", ["group", "batch"])
+def test_a_lean_visit_takes_about_the_memory_that_is_predicted(norm, random_samples):
+    options = {"width": 0.25, "norm": norm}
+    skeleton = BlockStack.skeleton(lambda: build_model("vgg11", options))
+    costs, _ = profile_blocks(skeleton, (3, 32, 32), integer_inputs=False, batch=4)
+    predicted = predict_visit(
+        Visit(number=1, trip=1, node=0, span=Span(1, 2), trained=(1, 9)),
+        costs,
+        rows=32,
+        steps=1,
+        training=TrainingConfig(suffix="lean"),
+        loss=LossConfig(distillation=0.0),
+    )
+    samples = random_samples(32, (3, 32, 32), classes=10)
+    stack = build("vgg11", options)
+    measured = peak_bytes(lambda: visit(stack, samples, "lean"))
+    assert measured <= predicted.private_bytes <= 1.3 * measured
 
 
 def test_a_visit_comes_to_the_same_weights_and_leaves_nothing_behind(random_samples):

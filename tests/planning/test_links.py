@@ -53,7 +53,8 @@ def test_trips_go_from_fast_links_to_slow_ones_and_back():
     found = crawl(snake(trips=8), RATES)
     assert nodes_of(found, 1) == list(range(8))
     forth, back = nodes_of(found, 7), nodes_of(found, 8)
-    assert forth[-3:] == [4, 0, 2]
+    # The second has slow neighbours at first, and seems as slow as they are.
+    assert forth == [1, 3, 5, 6, 7, 4, 0, 2]
     assert back == forth[::-1]
 
 

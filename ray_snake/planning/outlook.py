@@ -81,19 +81,36 @@ class Ratio:
     arXiv:1412.6980, section 3) is the same for both and cancels.
     """
 
+    __slots__ = ("_over", "_under", "value")
+
     def __init__(self) -> None:
         self._over = 0.0
         self._under = 0.0
+        self.value: float | None = None
+        """The ratio; none before the first measurement."""
 
     def add(self, over: float, under: float) -> None:
         """Take one more measurement."""
         self._over = DECAY * self._over + (1 - DECAY) * over
         self._under = DECAY * self._under + (1 - DECAY) * under
+        self.value = self._over / self._under if self._under > 0 else None
 
-    @property
-    def value(self) -> float | None:
-        """The ratio; none before the first measurement."""
-        return self._over / self._under if self._under > 0 else None
+
+class _Model:
+    """Predicts the visits that train the same blocks, and remembers what it said.
+
+    Attributes:
+        visits: What predicts.
+        full: Computing seconds of a visit of all its steps, by rows.
+        shortened: Those of a visit of fewer, by rows and steps.
+    """
+
+    __slots__ = ("full", "shortened", "visits")
+
+    def __init__(self, visits: VisitModel) -> None:
+        self.visits = visits
+        self.full: dict[int, float] = {}
+        self.shortened: dict[tuple[int, int], float] = {}
 
 
 class Outlook:
@@ -111,13 +128,14 @@ class Outlook:
     def __init__(self, config: SnakeConfig, facts: Facts) -> None:
         self.facts = facts
         self._config = config
+        self._rows = facts.rows
         nodes = len(facts.rows)
         self._paces = [Ratio() for _ in range(nodes)]
         self._others = [Ratio() for _ in range(nodes)]
         self._links = [Ratio() for _ in range(nodes)]
         self._free_bytes: list[int | None] = [None] * nodes
-        self._works: dict[tuple[tuple[int, ...], int | None, int, int], float] = {}
-        self._models: dict[tuple[tuple[int, ...], int | None], VisitModel] = {}
+        self._models: dict[tuple[tuple[int, ...], int | None], _Model] = {}
+        self._memory_bytes = config.nodes.memory_bytes
         self._full_steps = [total_steps(rows, config.training) for rows in facts.rows]
         self._seen: set[int] = set()
         self._middling = (1.0, 0.0)
@@ -127,8 +145,12 @@ class Outlook:
         """Take what a decided visit took."""
         if outcome.steps == 0:
             return
-        node = outcome.visit.node
-        work = self._model(outcome.visit).seconds(rows=self.facts.rows[node], steps=outcome.steps)
+        visit = outcome.visit
+        node = visit.node
+        if outcome.steps == (visit.steps or self._full_steps[node]):
+            work = self.work(visit, node)
+        else:
+            work = self._model(visit).visits.seconds(rows=self._rows[node], steps=outcome.steps)
         self._paces[node].add(outcome.train_seconds, work)
         self._others[node].add(max(0.0, outcome.seconds - outcome.train_seconds), 1.0)
         if outcome.pull_bytes and outcome.pull_seconds > 0:
@@ -143,7 +165,7 @@ class Outlook:
     def cost(self, visit: Visit, node: int) -> VisitCost:
         """Return the cost of a visit if it were to `node`, where the blocks were measured."""
         steps = visit.steps or self.full_steps(node)
-        return self._model(visit).predict(rows=self.facts.rows[node], steps=steps)
+        return self._model(visit).visits.predict(rows=self._rows[node], steps=steps)
 
     def seconds(self, visit: Visit, node: int) -> float:
         """Return the seconds that a visit would take `node`, from sending it to its end."""
@@ -151,14 +173,23 @@ class Outlook:
 
     def work(self, visit: Visit, node: int) -> float:
         """Return a visit's computing seconds if it were to `node`, where blocks were measured."""
-        steps = visit.steps or self._full_steps[node]
+        model = self._models.get((visit.trained, visit.cut)) or self._model(visit)
+        rows, steps = self._rows[node], visit.steps
         # Planning asks for the same ones again and again.
-        key = (visit.trained, visit.cut, self.facts.rows[node], steps)
-        found = self._works.get(key)
-        if found is None:
-            model = self._model(visit)
-            found = self._works[key] = model.seconds(rows=self.facts.rows[node], steps=steps)
+        found = model.shortened.get((rows, steps)) if steps else model.full.get(rows)
+        if found is not None:
+            return found
+        found = model.visits.seconds(rows=rows, steps=steps or self._full_steps[node])
+        if steps:
+            model.shortened[rows, steps] = found
+        else:
+            model.full[rows] = found
         return found
+
+    def samples(self, visit: Visit, node: int) -> int:
+        """Return the samples that the optimizer would see in a visit if it were to `node`."""
+        steps = visit.steps or self._full_steps[node]
+        return self._model(visit).visits.samples(rows=self._rows[node], steps=steps)
 
     def predict(self, visit: Visit) -> Prediction:
         """Return what is expected of a visit to its node."""
@@ -195,25 +226,26 @@ class Outlook:
 
     def room(self, node: int) -> int | None:
         """Return the bytes that a visit may take of a node's memory; none if nothing is known."""
-        limits = (self._config.nodes.memory_bytes, self._free_bytes[node])
-        return min((one for one in limits if one), default=None)
+        limit, free = self._memory_bytes, self._free_bytes[node]
+        return min(limit, free) if limit and free else (limit or free or None)
 
     def has_room(self, visit: Visit, node: int) -> bool:
         """Return whether a node's memory, as far as it is known, bears a visit."""
         room = self.room(node)
         return room is None or self.cost(visit, node).private_bytes <= room
 
-    def _model(self, visit: Visit) -> VisitModel:
+    def _model(self, visit: Visit) -> _Model:
         key = (visit.trained, visit.cut)
         model = self._models.get(key)
         if model is None:
-            model = self._models[key] = VisitModel(
+            visits = VisitModel(
                 visit,
                 self.facts.costs,
                 training=self._config.training,
                 loss=self._config.loss,
                 augmentation=self._config.augmentation,
             )
+            model = self._models[key] = _Model(visits)
         return model
 
     def _find_middling(self) -> tuple[float, float]:

@@ -4,8 +4,9 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
-from workplaces import DIGITS, MODEL, SHORT
+from workplaces import DIGITS, SHORT
 
 # Calls the command and watches it; what happens to its children is up to the test.
 WATCHED = """
@@ -50,12 +51,11 @@ def network(width):
 
 
 def watched(workplace, what, *arguments):
+    path = [str(workplace.folder), *filter(None, [os.environ.get("PYTHONPATH")])]
     return subprocess.run(
         [sys.executable, "-c", WATCHED, what, *arguments],
         cwd=workplace.folder,
-        env=workplace.environment(
-            PYTHONPATH=f"{workplace.folder}:{os.environ.get('PYTHONPATH', '')}"
-        ),
+        env=workplace.environment(PYTHONPATH=os.pathsep.join(path)),
         capture_output=True,
         text=True,
         check=False,
@@ -76,7 +76,7 @@ def test_the_command_never_maps_torch_and_a_model_function_works(workplace):
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["visits"] == 4
     assert (read(workplace, "there"), read(workplace, "here")) == ("True", "False")
-    assert not os.path.exists(f"/proc/{json.loads(read(workplace, 'apart.json'))}")
+    assert not Path("/proc", read(workplace, "apart.json")).exists()
 
 
 def refused(workplace, what, *settings):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from typing import ClassVar
 
@@ -49,8 +50,9 @@ class Strategy(ABC):
         """The visits that go on while `plan` is asked for one more."""
         self._handed_out = 0
         self._trip = 0
-        # What is left of the trips that have begun, in order.
-        self._left: dict[tuple[int, int], None] = {}
+        # What is left of the trips that have begun, in order. A plain dict would be slow: its first
+        # entry is found by passing over all that were taken out before it.
+        self._left: OrderedDict[tuple[int, int], None] = OrderedDict()
 
     @abstractmethod
     def plan(self, number: int, trip: int, node: int) -> Visit:
@@ -135,7 +137,7 @@ class Strategy(ABC):
             if node in busy:
                 continue
             visit = self.plan(self._handed_out + 1, trip, node)
-            if all(_may_go_on_together(visit, one) for one in running):
+            if not running or all(_may_go_on_together(visit, one) for one in running):
                 return visit
             if not self.spreads:
                 break

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,9 @@ from ray_snake.runtime.events import Evaluated, Event, Preparing, RunEnded
 from ray_snake.runtime.journal import read_records
 from ray_snake.runtime.launch import actor_class, here
 from ray_snake.runtime.messages import BlockTable, NodeSpec
+from ray_snake.runtime.model_checks import ModelChecks, model_checks
 from ray_snake.runtime.placement import NodeGroup, group_nodes
+from ray_snake.runtime.preflight import check_nodes, check_settings
 from ray_snake.runtime.recipe import Recipe
 from ray_snake.runtime.run_folder import RunFolder, choose_run
 from ray_snake.storage import Storage
@@ -202,40 +204,42 @@ class SnakeTrainer:
 
     def _run(self, tell: Callable[[Event], None]) -> tuple[Storage, str]:
         """Check everything, then drive the run; return its folder and its weights' SHA-256."""
-        tell(Preparing(what="looking at model and data"))
-        from ray_snake.runtime.forecast import measured_costs
-        from ray_snake.runtime.preflight import check_model, check_settings, check_shards
-
         config = self._recipe.config
         sources = node_sources(config, self._nodes)
+        evaluation = evaluation_source(config, self._evaluation)
+        judged = [] if evaluation is None else [evaluation]
         names = tuple(source.name for source in sources)
         groups = group_nodes(config.nodes, sources)
-        stack = check_model(self._recipe, nodes=len(sources))
         embedded = is_embedded(self._address)
-        specs = check_shards(stack, sources) if embedded else []
-        evaluation = evaluation_source(config, self._evaluation)
-        if evaluation is not None:
-            check_shards(stack, [evaluation])
-        self._storage.check_writable()
-        storage = choose_run(self._storage, self._stem, self._name, resume=self._resume)
-        if self._resume:
-            RunFolder(storage).check_resumable(config, names)
-        tell(Preparing(what="starting Ray" if embedded else "joining the Ray cluster"))
-        with connected(self._address):
-            groups = with_gpu_shares(groups)
-            check_resources(config.nodes, groups, sources)
-            if not embedded:
-                specs = check_shards(stack, sources, on_cluster(config.nodes, groups))
-            check_settings(config, specs)
+        with contextlib.ExitStack() as joined:
+            # Its process is forked before there are threads of Ray, of storage or of the display.
+            with model_checks(
+                self._recipe, len(sources), [*sources, *judged], apart=not ray.is_initialized()
+            ) as checks:
+                tell(Preparing(what="looking at model and data"))
+                blocks = checks.blocks()
+                if embedded:
+                    specs = check_nodes(checks.classes, sources, _looks(checks))
+                check_nodes(checks.classes, judged, _looks(checks, first=len(sources)))
+                self._storage.check_writable()
+                storage = choose_run(self._storage, self._stem, self._name, resume=self._resume)
+                if self._resume:
+                    RunFolder(storage).check_resumable(config, names)
+                tell(Preparing(what="starting Ray" if embedded else "joining the Ray cluster"))
+                joined.enter_context(connected(self._address))
+                groups = with_gpu_shares(groups)
+                check_resources(config.nodes, groups, sources)
+                if not embedded:
+                    there = on_cluster(config.nodes, groups)
+                    specs = check_nodes(checks.classes, sources, there)
+                check_settings(config, specs)
+                if config.snake.adapt:
+                    costs = checks.costs(specs[0].sample_shape, specs[0].integer_inputs)
+                    blocks = replace(blocks, costs=costs)
             # From here on the run leaves a folder behind; all that can be checked was.
             if not self._resume:
                 custom = self._recipe.function is not None
                 RunFolder.create(storage, config, names, custom_model=custom)
-            blocks = BlockTable(
-                names=stack.names,
-                bytes=stack.block_bytes(),
-                costs=measured_costs(config, stack, specs) if config.snake.adapt else (),
-            )
             return storage, self._drive(blocks, specs, evaluation, storage, groups, tell)
 
     def _drive(
@@ -303,6 +307,23 @@ class SnakeTrainer:
             if ended:
                 ray.get(run)
                 return sha256
+
+
+def _looks(checks: ModelChecks, first: int = 0) -> Callable[..., list[Any]]:
+    """Return a runner that calls a function for each source, where the network is looked at.
+
+    Args:
+        checks: What looks.
+        first: The first source's number there.
+    """
+
+    def run(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        return [
+            checks.look(function, first + number, *others)
+            for number, (_, *others) in enumerate(arguments)
+        ]
+
+    return run
 
 
 def _with(config: SnakeConfig, section: str, **values: object) -> SnakeConfig:

@@ -14,7 +14,15 @@ OPTIONS = {
     "cnn": {"channels": 3, "classes": CLASSES, "width": 8},
     "vgg11": {"channels": 3, "classes": CLASSES, "width": 0.125},
     "resnet18": {"channels": 3, "classes": CLASSES, "width": 0.125},
+    "decoder": {
+        "vocabulary": 11,
+        "width": 16,
+        "task": "sequence_classification",
+        "classes": CLASSES,
+        "padding": 0,
+    },
 }
+TOKENS = {"decoder": 11}
 
 
 @pytest.fixture(params=sorted(model_names()))
@@ -29,9 +37,12 @@ def stack(request):
 
 
 @pytest.fixture
-def batch():
+def batch(request):
     generator = torch.Generator().manual_seed(1)
     inputs = torch.randn((6, 3, 16, 16), generator=generator, dtype=torch.float64)
+    name = request.node.callspec.params["stack"]
+    if name in TOKENS:
+        inputs = torch.arange(6 * 5).view(6, 5) % TOKENS[name]
     return inputs, torch.arange(6) % CLASSES
 
 

@@ -11,6 +11,7 @@ SHAPES = {
     "vgg11": (3, 16, 16),
     "resnet18": (3, 8, 8),
     "decoder": (6,),
+    "huggingface": (6,),
 }
 OPTIONS = {
     "mlp": {"inputs": 64, "classes": 4, "hidden": [16, 12]},
@@ -25,8 +26,22 @@ OPTIONS = {
         "classes": 4,
         "padding": 0,
     },
+    "huggingface": {
+        "config": {
+            "model_type": "qwen2",
+            "vocab_size": 11,
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+        },
+        "task": "sequence_classification",
+        "classes": 4,
+        "padding": 0,
+    },
 }
-TOKENS = {"decoder": 11}
+TOKENS = {"decoder": 11, "huggingface": 11}
 
 
 class ArraySamples:

@@ -21,8 +21,26 @@ OPTIONS = {
         "classes": CLASSES,
         "padding": 0,
     },
+    "huggingface": {
+        "config": {
+            "model_type": "gpt2",
+            "vocab_size": 11,
+            "n_embd": 16,
+            "n_layer": 3,
+            "n_head": 2,
+            "n_positions": 8,
+            "bos_token_id": 1,
+            "eos_token_id": 1,
+            "embd_pdrop": 0.0,
+            "attn_pdrop": 0.0,
+            "resid_pdrop": 0.0,
+        },
+        "task": "sequence_classification",
+        "classes": CLASSES,
+        "padding": 0,
+    },
 }
-TOKENS = {"decoder": 11}
+TOKENS = {"decoder": 11, "huggingface": 11}
 
 
 @pytest.fixture(params=sorted(model_names()))

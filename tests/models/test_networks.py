@@ -21,8 +21,8 @@ SMALL = {
     "vgg11": {"width": 0.125},
     "resnet18": {"width": 0.125},
 }
-# Of token sequences: test_decoder.py has them.
-LANGUAGE = ["decoder"]
+# Of token sequences: test_decoder.py and test_huggingface.py have them.
+LANGUAGE = ["decoder", "huggingface"]
 CONVOLUTIONAL = ["cnn", "vgg11", "resnet18"]
 
 

@@ -172,6 +172,7 @@ class ProcessEngine:
             loss=result.loss,
             accuracy=result.accuracy,
             seconds=time.perf_counter() - started,
+            perplexity=result.perplexity,
         )
 
     def weights_sha256(self, states: Sequence[LayerState]) -> str:

@@ -271,10 +271,12 @@ def cut(
         head[path] = TiedLinear(skeleton.get_input_embeddings(), bias)
     last = ClassBlock if classifies else LanguageBlock
     blocks["head"] = last(family, head, marks_padding=marks)
+    is_plan = torch.get_default_device().type == "meta"
+    checkpoint = None if folder is None or is_plan else Checkpoint(folder)
     for block in blocks.values():
         _keep_constants(block)
-        if torch.get_default_device().type != "meta":
-            _fill(block, skeleton, folder, dtype=getattr(torch, dtype), may_draw=classifies)
+        if not is_plan:
+            _fill(block, skeleton, checkpoint, dtype=getattr(torch, dtype), may_draw=classifies)
     return TransformerBlocks(blocks, config, folder)
 
 
@@ -326,8 +328,11 @@ def _fetched(model: str, revision: str | None) -> Path:
 def _keep_constants(block: nn.Module) -> None:
     """Turn buffers that don't travel into plain attributes, with their values.
 
-    They follow from the configuration: the factor of Gemma's embeddings, and BERT's positions. As
-    buffers they would have no value on the meta device.
+    They follow from the configuration: the factor of Gemma's embeddings, and BERT's positions and
+    first sentence. As buffers they would have no value on the meta device.
+
+    Raises:
+        ModelError: If there is another one, as a later transformers may have.
     """
     for module in block.modules():
         for name in tuple(module._non_persistent_buffers_set):
@@ -337,8 +342,14 @@ def _keep_constants(block: nn.Module) -> None:
                     value = torch.tensor(module.scalar_embed_scale)
                 elif name == "position_ids":
                     value = torch.arange(shape[-1]).expand(shape)
-                else:
+                elif name == "token_type_ids":
                     value = torch.zeros(shape, dtype=torch.int64)
+                else:
+                    raise ModelError(
+                        "model.options",
+                        f"{type(module).__name__} has a buffer {name!r} of unknown value",
+                        "install a version of transformers that this one of ray_snake was made for",
+                    )
             delattr(module, name)
             setattr(module, name, value)
 
@@ -346,16 +357,15 @@ def _keep_constants(block: nn.Module) -> None:
 def _fill(
     block: nn.Module,
     skeleton: Any,  # noqa: ANN401 - a model of transformers
-    folder: Path | None,
+    checkpoint: Checkpoint | None,
     *,
     dtype: torch.dtype,
     may_draw: bool,
 ) -> None:
-    """Give a block its weights: those in the folder, the others drawn."""
+    """Give a block its weights: those that are stored, the others drawn."""
     assert isinstance(block, _Block)
     own = block.state_dict()
     stored: dict[str, str] = {}
-    checkpoint = None if folder is None else Checkpoint(folder)
     if checkpoint is not None:
         prefix = skeleton.base_model_prefix
         for name in own:
@@ -365,7 +375,9 @@ def _fill(
                 stored[name] = found
             elif not may_draw or (full.startswith(f"{prefix}.") and ".pooler." not in full):
                 raise ModelError(
-                    str(folder), f"holds no weight {full!r}", "give a folder of the whole model"
+                    checkpoint.subject,
+                    f"holds no weight {full!r}",
+                    "give a folder of the whole model",
                 )
     for part_name, part in block.parts.items():
         if any(name.split(".")[1] == part_name and name not in stored for name in own):
@@ -383,7 +395,7 @@ def _fill(
             )
         except RuntimeError as error:
             raise ModelError(
-                str(folder),
+                checkpoint.subject,
                 f"its weights don't fit its config.json ({' '.join(str(error).split())[:200]})",
                 "copy the folder again",
             ) from None

@@ -69,6 +69,11 @@ class Checkpoint:
                 str(folder), f"its weights can't be read ({error})", "copy the folder again"
             ) from None
 
+    @property
+    def subject(self) -> str:
+        """What an error calls it."""
+        return str(self._folder)
+
     def find(self, name: str, prefix: str) -> str | None:
         """Return the name under which a weight is stored; none if it is not.
 

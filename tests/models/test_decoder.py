@@ -11,7 +11,7 @@ from ray_snake.config import LossConfig, TrainingConfig
 from ray_snake.engine.evaluate import evaluate
 from ray_snake.engine.fit import output_shape
 from ray_snake.engine.objective import IGNORED, Objective, cross_entropy
-from ray_snake.engine.profile import profile_blocks
+from ray_snake.engine.profile import profile_blocks, time_blocks
 from ray_snake.engine.stack import BlockStack
 from ray_snake.engine.visit import train_visit
 from ray_snake.errors import ModelError
@@ -159,6 +159,10 @@ def test_a_skeleton_of_a_tied_network_is_measured_block_by_block():
     costs, _ = profile_blocks(skeleton, (5,), integer_inputs=True, batch=2)
     assert costs[-1].forward_flops == 2 * 5 * 16 * TOKENS
     assert costs[-1].weight_bytes == 4 * 16
+    timed = time_blocks(
+        skeleton, costs, (5,), integer_inputs=True, training=TrainingConfig(batch_size=2), threads=1
+    )
+    assert all(cost.training_seconds > 0 for cost in timed)
     assert all(parameter.is_meta for parameter in skeleton.parameters())
 
 

@@ -57,7 +57,7 @@ def evaluate(
         if is_classification(targets):
             batch_right, batch_weight = correct(outputs, targets)
             right, judged = right + batch_right, judged + batch_weight
-            is_language_model = is_language_modelling(targets)
+            is_language_model = is_language_modelling(targets) and not inputs.is_floating_point()
         if batch_weight:
             total += float(task(outputs, targets)) * batch_weight
             weight += batch_weight

@@ -262,14 +262,17 @@ def test_visits_over_spans_train_what_they_name_and_lower_the_loss(name, task):
     assert (found.perplexity is None) is (task == CLASSES)
 
 
-def test_recomputing_frozen_blocks_behind_a_trained_embedding_gives_the_same_bits():
-    results = []
-    for recompute in ("none", "frozen"):
+@pytest.mark.parametrize("name", ["gemma", "gpt2", "bert"])
+def test_frozen_blocks_behind_a_trained_embedding_may_keep_little(name):
+    weights = {}
+    for suffix in ("eager", "recompute", "lean"):
         torch.manual_seed(0)
-        stack = BlockStack.cut(build_model("huggingface", options_of("gemma", LANGUAGE)))
-        visit(stack, Counting(LANGUAGE), (0, 1), recompute=recompute)
-        results.append(stack.tensors(0)["parts.embed_tokens.weight"].clone())
-    assert torch.equal(*results)
+        stack = BlockStack.cut(build_model("huggingface", options_of(name, LANGUAGE)))
+        visit(stack, Counting(LANGUAGE), (0, 1), suffix=suffix)
+        weights[suffix] = [*stack.tensors(0).values(), *stack.tensors(1).values()]
+    for eager, again, lean in zip(*weights.values(), strict=True):
+        assert torch.equal(again, eager)
+        torch.testing.assert_close(lean, eager, rtol=0, atol=1e-4)
 
 
 def test_a_copy_of_a_stack_reads_its_own_embedding():

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from ray_snake.planning.strategy import Strategy
 
 EVENTS_SECONDS = 1.0
+HUGGINGFACE = "huggingface"
 DRIVER_TIMEOUT_SECONDS = 60.0
 
 
@@ -121,7 +122,8 @@ class SnakeTrainer:
 
     Args:
         model: A function without arguments that returns a `torch.nn.Sequential` or a list of
-            modules, each feeding the next; or a registered name; none: the settings' model.
+            modules, each feeding the next; a registered name; or a transformers model, by its
+            folder or an id with a slash; none: the settings' model.
         nodes: One entry per node: a path or URI of an Arrow or Parquet file, a `pyarrow.Table`,
             or a pair (inputs, labels) of arrays; none: the settings' `data`.
         config: The settings.
@@ -158,7 +160,8 @@ class SnakeTrainer:
     ) -> None:
         config = config or SnakeConfig()
         if isinstance(model, str):
-            config = _with(config, "model", name=model)
+            config = _with_model(config, model)
+        config = _with_absolute_folder(config)
         if order is not None:
             config = _with(config, "snake", order=_import_path(order))
             strategy = type("Snake", (strategy or Snake,), {"order": order})
@@ -331,6 +334,25 @@ def _looks(checks: ModelChecks, first: int = 0) -> Callable[..., list[Any]]:
 def _with(config: SnakeConfig, section: str, **values: object) -> SnakeConfig:
     changed = getattr(config, section).model_copy(update=values)
     return config.model_copy(update={section: changed})
+
+
+def _with_model(config: SnakeConfig, model: str) -> SnakeConfig:
+    if Path(model).is_dir() or ("/" in model and ":" not in model):
+        options = {**config.model.options, "model": model}
+        return _with(config, "model", name=HUGGINGFACE, options=options)
+    return _with(config, "model", name=model)
+
+
+def _with_absolute_folder(config: SnakeConfig) -> SnakeConfig:
+    """Return settings that name a pretrained model's folder in full: actors work in others."""
+    model = config.model.options.get("model")
+    if config.model.name != HUGGINGFACE or not isinstance(model, str):
+        return config
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        return config
+    options = {**config.model.options, "model": str(folder.absolute())}
+    return _with(config, "model", options=options)
 
 
 def _import_path(kind: type) -> str:

@@ -189,7 +189,8 @@ class LossConfig(Section):
 
     name: str = Field(
         default="cross_entropy",
-        description="The task's own loss: `cross_entropy`, `mse`, or one of your own; see "
+        description="The task's own loss: `cross_entropy` (of classes, or of the tokens of a "
+        "language model), `mse`, or one of your own; see "
         "docs/extending.md.",
     )
     logit_adjustment: NonNegativeFloat = Field(

@@ -1,9 +1,11 @@
 """The files that hold data: Arrow IPC or Parquet, with the facts about the data in their schema.
 
 A shard is written as an uncompressed Arrow IPC file, so that a node can memory-map it. Inputs are
-a column of fixed-shape tensors. The schema's metadata holds, under the key `ray_snake`, a JSON
-object with some of: `mean` and `std` (per channel, after scaling 8-bit inputs to [0, 1]),
-`classes` (their names or their number), `source` and `licence`.
+a column of fixed-shape tensors. Labels are a number in each row, or, of token sequences, the tokens
+that follow each position, with `IGNORED` where none is to be predicted. The schema's metadata
+holds, under the key `ray_snake`, a JSON object with some of: `mean` and `std` (per channel, after
+scaling 8-bit inputs to [0, 1]), `classes` (their names or their number), `tokenizer`, `vocabulary`
+(its number of tokens) and `padding` (the token of padding), `source` and `licence`.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ from ray_snake.location import without_secrets
 from ray_snake.storage import Storage, open_file, split_uri
 
 METADATA_KEY = b"ray_snake"
+IGNORED = -100
+"""Label of a position that does not count: what torch's cross-entropy leaves out by default."""
 BUILTIN = "builtin://"
 LABELS_FILE = "labels.csv"
 SETTINGS_FILE = "partition.json"
@@ -37,6 +41,8 @@ WRITE_SECONDS = 1800.0
 _BUILTIN_FILES = {
     "digits/train": "digits_train.parquet",
     "digits/test": "digits_test.parquet",
+    "sonnets/train": "sonnets_train.parquet",
+    "sonnets/test": "sonnets_test.parquet",
 }
 _ARROW_MAGIC = b"ARROW1"
 _PARQUET_MAGIC = b"PAR1"

@@ -33,6 +33,10 @@ class BlockStack(nn.Module):
     Args:
         blocks: The blocks with their names, in order. Every block has weights of its own.
 
+    Attributes:
+        reads: For each block the other blocks whose weights it computes with too, such as a tied
+            head the embedding's; see `models.tied`. They are to be loaded where it computes.
+
     Raises:
         ModelError: If there are no blocks, or two blocks share a weight.
     """
@@ -47,6 +51,7 @@ class BlockStack(nn.Module):
         self.runs: Mapping[int, BlockRun] = {}
         self._refuse_shared_weights()
         self._ties = tuple(_ties(module) for module in self.blocks)
+        self.reads = tuple(self._read_by(module) for module in self.blocks)
 
     @classmethod
     def cut(cls, network: Network) -> BlockStack:
@@ -199,6 +204,14 @@ class BlockStack(nn.Module):
         return tuple(
             sum(tensor.numel() * tensor.element_size() for tensor in self.tensors(i).values())
             for i in range(len(self))
+        )
+
+    def _read_by(self, block: nn.Module) -> frozenset[int]:
+        read = {id(one) for layer in block.modules() for one in getattr(layer, "reads", ())}
+        return frozenset(
+            index
+            for index, module in enumerate(self.blocks)
+            if module is not block and read & {id(layer) for layer in module.modules()}
         )
 
     def _refuse_shared_weights(self) -> None:

@@ -220,8 +220,10 @@ class EvaluationRecord(Record):
         visit: The last visit whose result the model contains; 0 for the initial weights.
         trip: That visit's trip.
         samples: Rows judged.
-        loss: Mean task loss over them.
-        accuracy: Share of rows whose class is right, in [0, 1]; none without classes.
+        loss: Mean task loss over them; of a language model, over all tokens that count.
+        accuracy: Share of rows whose class is right, or of tokens, in [0, 1]; none without
+            classes.
+        perplexity: Of a language model, the exponential of its loss; none of others.
         seconds: Time it took.
         finished_at: Unix time of its end.
     """
@@ -232,6 +234,7 @@ class EvaluationRecord(Record):
     samples: int
     loss: float
     accuracy: float | None
+    perplexity: float | None = None
     seconds: float
     finished_at: float
 

@@ -198,6 +198,7 @@ class Recorder:
                 samples=report.samples,
                 loss=report.loss,
                 accuracy=report.accuracy,
+                perplexity=report.perplexity,
                 seconds=report.seconds,
                 finished_at=time.time(),
             )

@@ -18,12 +18,18 @@ class ShardFacts:
         sample_shape: Shape of one input.
         integer_inputs: Whether inputs are whole numbers, such as token ids.
         class_labels: Whether labels are class numbers.
+        token_labels: Whether they are the tokens that follow each position.
+        label_shape: Shape of one label.
+        largest: Largest input, where inputs are whole numbers; else 0.
         samples: Rows.
     """
 
     sample_shape: tuple[int, ...]
     integer_inputs: bool
     class_labels: bool
+    token_labels: bool
+    label_shape: tuple[int, ...]
+    largest: int
     samples: int
 
 
@@ -31,13 +37,16 @@ def shard_facts(source: ShardSource) -> ShardFacts:
     """Open a shard and describe it.
 
     Raises:
-        DataError: If it can't be opened.
+        DataError: If it can't be opened, or holds tokens below 0.
     """
     shard = NodeDataset.open(source)
     return ShardFacts(
         sample_shape=shard.sample_shape,
         integer_inputs=shard.input_dtype.kind == "i",
         class_labels=shard.has_class_labels,
+        token_labels=shard.has_token_labels,
+        label_shape=shard.label_shape,
+        largest=shard.largest_input(),
         samples=len(shard),
     )
 

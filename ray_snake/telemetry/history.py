@@ -108,6 +108,13 @@ HISTORY_SCHEMA: pa.Schema = pa.schema(
             "without classes.",
             nullable=True,
         ),
+        _column(
+            "test_perplexity",
+            pa.float64(),
+            "Perplexity on held-out rows after this visit; null where not evaluated or of other "
+            "than language models.",
+            nullable=True,
+        ),
     ]
 )
 """The columns of a history, each with its description and unit in its field's metadata."""
@@ -143,5 +150,6 @@ def history_table(records: Iterable[JournalRecord]) -> pa.Table:
         evaluation = evaluations.get(visit.visit) if visit.accepted else None
         row["test_loss"] = None if evaluation is None else evaluation.loss
         row["test_accuracy"] = None if evaluation is None else evaluation.accuracy
+        row["test_perplexity"] = None if evaluation is None else evaluation.perplexity
         rows.append(row)
     return pa.Table.from_pylist(rows, schema=HISTORY_SCHEMA)

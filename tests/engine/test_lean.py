@@ -121,7 +121,8 @@ def compare(block, x, *, bf16=False):
 
 
 def test_every_registered_network_is_tested():
-    assert set(OPTIONS) == set(model_names())
+    # Those of token sequences in test_decoder.py and test_huggingface.py.
+    assert {*OPTIONS, "decoder", "huggingface"} == set(model_names())
 
 
 @pytest.mark.parametrize("network", NETWORKS, ids=named)

@@ -197,8 +197,10 @@ class Adaptation:
         if trip == self._middling_of:
             return
         self._middling_of = trip
-        nodes = range(len(self._outlook.facts.rows))
-        ranked = sorted(nodes, key=lambda one: self._outlook.seconds(self._places[0], one))
+        first = self._places[0]
+        ranked = sorted(
+            self._outlook.members, key=lambda one: self._outlook.seconds(first, one)
+        )
         self._middling = ranked[(len(ranked) - 1) // 2]
         self._middlings.clear()
         self._budget = self._config.patience * statistics.fmean(

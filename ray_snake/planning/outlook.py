@@ -7,7 +7,7 @@ goes on from its journal knows what it knew, and equal measurements give equal d
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ray_snake.config import SnakeConfig
 from ray_snake.planning.cost import BlockCost, VisitCost, VisitModel, total_steps
@@ -22,7 +22,7 @@ class Facts:
     """What is known before the first visit.
 
     Attributes:
-        rows: Rows of each node's shard.
+        rows: Rows of each node's shard, by number, of those that left too.
         costs: What each block costs, measured on one machine for a single sample.
     """
 
@@ -119,9 +119,25 @@ class Outlook:
         self._works: dict[tuple[tuple[int, ...], int | None, int, int], float] = {}
         self._models: dict[tuple[tuple[int, ...], int | None], VisitModel] = {}
         self._full_steps = [total_steps(rows, config.training) for rows in facts.rows]
+        self.members = list(range(nodes))
+        """The nodes that take part, ascending."""
         self._seen: set[int] = set()
         self._middling = (1.0, 0.0)
         self._middling_due = 1
+
+    def join(self, rows: int) -> None:
+        """Take in one more node, with so many rows."""
+        self.members.append(len(self.facts.rows))
+        self.facts = replace(self.facts, rows=(*self.facts.rows, rows))
+        for ratios in (self._paces, self._others, self._links):
+            ratios.append(Ratio())
+        self._free_bytes.append(None)
+        self._full_steps.append(total_steps(rows, self._config.training))
+
+    def leave(self, node: int) -> None:
+        """Leave a node out of what is middling from now on."""
+        self.members.remove(node)
+        self._seen.discard(node)
 
     def observe(self, outcome: Outcome) -> None:
         """Take what a decided visit took."""

@@ -25,6 +25,7 @@ from ray_snake.runtime.cluster import (
     on_cluster,
     with_gpu_shares,
 )
+from ray_snake.runtime.crew import Muster
 from ray_snake.runtime.driver_actor import SnakeDriver
 from ray_snake.runtime.events import Evaluated, Event, Preparing, RunEnded
 from ray_snake.runtime.journal import read_records
@@ -212,7 +213,6 @@ class SnakeTrainer:
         groups = group_nodes(config.nodes, sources)
         stack = check_model(self._recipe, nodes=len(sources))
         embedded = is_embedded(self._address)
-        specs = check_shards(stack, sources) if embedded else []
         evaluation = evaluation_source(config, self._evaluation)
         if evaluation is not None:
             check_shards(stack, [evaluation])
@@ -220,12 +220,15 @@ class SnakeTrainer:
         storage = choose_run(self._storage, self._stem, self._name, resume=self._resume)
         if self._resume:
             RunFolder(storage).check_resumable(config, names)
+        muster = Muster(config, sources, groups, read_records(storage) if self._resume else ())
+        specs = check_shards(stack, muster.sources) if embedded else []
         tell(Preparing(what="starting Ray" if embedded else "joining the Ray cluster"))
         with connected(self._address):
-            groups = with_gpu_shares(groups)
-            check_resources(config.nodes, groups, sources)
+            present = with_gpu_shares(muster.groups)
+            check_resources(config.nodes, present, muster.sources)
             if not embedded:
-                specs = check_shards(stack, sources, on_cluster(config.nodes, groups))
+                where = on_cluster(config.nodes, present)
+                specs = check_shards(stack, muster.sources, where)
             check_settings(config, specs)
             # From here on the run leaves a folder behind; all that can be checked was.
             if not self._resume:
@@ -236,7 +239,8 @@ class SnakeTrainer:
                 bytes=stack.block_bytes(),
                 costs=measured_costs(config, stack, specs) if config.snake.adapt else (),
             )
-            return storage, self._drive(blocks, specs, evaluation, storage, groups, tell)
+            first, groups = muster.first_specs(specs), muster.first_groups(present)
+            return storage, self._drive(blocks, first, evaluation, storage, groups, tell)
 
     def _drive(
         self,

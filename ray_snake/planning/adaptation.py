@@ -198,9 +198,7 @@ class Adaptation:
             return
         self._middling_of = trip
         first = self._places[0]
-        ranked = sorted(
-            self._outlook.members, key=lambda one: self._outlook.seconds(first, one)
-        )
+        ranked = sorted(self._outlook.members, key=lambda one: self._outlook.seconds(first, one))
         self._middling = ranked[(len(ranked) - 1) // 2]
         self._middlings.clear()
         self._budget = self._config.patience * statistics.fmean(

@@ -56,7 +56,8 @@ class Anchors:
                 self._since[block] = visit.trip
         decided = self._visits_of_trip
         self._visits_of_trip = {
-            trip: decided.get(trip, 0) + (trip == visit.trip) for trip in (visit.trip - 1, visit.trip)
+            trip: decided.get(trip, 0) + (trip == visit.trip)
+            for trip in (visit.trip - 1, visit.trip)
         }
         for block in visit.trained:
             if self._last_trip[block] != visit.trip:

@@ -11,9 +11,9 @@ from ray_snake.errors import ConfigError
 class Trips:
     """The members of a run and what is left of its trips.
 
-    A node keeps its number for ever: 0 to `nodes - 1` at first, and one more for each that joins. It
-    takes part from the first trip that begins after it joined. One that leaves is dropped from what
-    is left of the trips that have begun.
+    A node keeps its number for ever: 0 to `nodes - 1` at first, and one more for each that joins.
+    It takes part from the first trip that begins after it joined. One that leaves is dropped from
+    what is left of the trips that have begun.
 
     Args:
         nodes: Number of nodes at the start.
@@ -102,7 +102,9 @@ class Trips:
             raise ConfigError(f"node {node}", "takes no part in the run", "name one that does")
         if len(self.members) == 1:
             raise ConfigError(
-                f"node {node}", "is the last one of the run", "add another one first, or stop the run"
+                f"node {node}",
+                "is the last one of the run",
+                "add another one first, or stop the run",
             )
         self.members.remove(node)
         for trip, other in [one for one in self.left if one[1] == node]:

@@ -74,9 +74,7 @@ class Recorder:
         self._hold_over.set()
         self._writing: asyncio.Future[None] | None = None
 
-    async def start(
-        self, costs: tuple[BlockCost, ...] = (), rows: tuple[int, ...] = ()
-    ) -> None:
+    async def start(self, costs: tuple[BlockCost, ...] = (), rows: tuple[int, ...] = ()) -> None:
         """Store the initial weights; the journal's first record says so.
 
         Args:

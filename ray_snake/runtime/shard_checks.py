@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ray_snake.data import NodeDataset, ShardSource
+from ray_snake.runtime.messages import NodeSpec
+from ray_snake.runtime.recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,3 +51,18 @@ def check_shard(source: ShardSource, classes: int | None) -> None:
         DataError: If a row of it would spoil a training.
     """
     NodeDataset.open(source).check(classes)
+
+
+def check_joining(recipe: Recipe, source: ShardSource) -> NodeSpec:
+    """Check the shard of a node that joins a run: what is checked of all others before it starts.
+
+    The one function here that imports torch, in the process that it is called in.
+
+    Raises:
+        InputError: If the shard can't be used, or does not fit the model or the settings.
+    """
+    from ray_snake.runtime.preflight import check_settings, check_shards
+
+    (spec,) = check_shards(recipe.skeleton(), [source])
+    check_settings(recipe.config, [spec])
+    return spec

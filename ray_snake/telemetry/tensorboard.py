@@ -74,8 +74,8 @@ class EventFile:
         if isinstance(record, VisitRecord):
             self._bytes_total += record.bytes_moved
             self._refused += not record.accepted
-        shown = isinstance(record, VisitRecord | EvaluationRecord | TrafficRecord)
-        if self._added >= self._stored and shown:
+        is_fresh = self._added >= self._stored
+        if is_fresh and isinstance(record, VisitRecord | EvaluationRecord | TrafficRecord):
             self._pending.append(self._event(record))
         self._added += 1
 

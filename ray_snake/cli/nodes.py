@@ -43,7 +43,11 @@ def nodes() -> None:
 @click.argument("run")
 @json_option
 def list_nodes(run: str, as_json: bool) -> None:
-    """Show who takes part in RUN, who did, and who has asked to."""
+    """Show who takes part in RUN, who did, and who has asked to.
+
+    `joined` and `left` are the last visits before that; a pace of 2 is half as fast as the machine
+    that measured the blocks, where the run adapts.
+    """
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
@@ -64,7 +68,7 @@ def list_nodes(run: str, as_json: bool) -> None:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for heading, side in (("node", "left"), ("name", "left"), ("state", "left")):
         table.add_column(heading, justify=side, no_wrap=True)  # type: ignore[arg-type]
-    for heading in ("rows", "visits", "joined at visit", "left at visit", "pace"):
+    for heading in ("rows", "visits", "joined", "left", "pace"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         pace = row.get("pace")

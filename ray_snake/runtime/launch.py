@@ -251,6 +251,7 @@ class RayNodeLauncher:
         self._machines: dict[tuple[int, ...], str] = {}
         # Where they are, which may be elsewhere than where they were to be.
         self._hosts: dict[tuple[int, ...], str] = {}
+        self._starting: set[tuple[int, ...]] = set()
         self._gpus = joining_gpus(groups)
 
     async def launch(self, group: tuple[int, ...]) -> dict[int, StartedNode]:
@@ -261,11 +262,15 @@ class RayNodeLauncher:
         kind = actor_class(SnakeNode, **node_options(request), **where)
         actor = kind.remote(specs, self._recipe)
         self._actors[group] = actor
+        self._starting.add(group)
         self._machines[group] = where["label_selector"].get(NODE_ID_LABEL, "")
         names = {node: spec.name for node, spec in specs.items()}
-        machine, samples = await _answer(
-            actor.open.remote(), f"node {', '.join(names.values())} while it started"
-        )
+        try:
+            machine, samples = await _answer(
+                actor.open.remote(), f"node {', '.join(names.values())} while it started"
+            )
+        finally:
+            self._starting.discard(group)
         self._hosts[group] = machine
         return {
             node: StartedNode(
@@ -296,11 +301,17 @@ class RayNodeLauncher:
 
     def _to_move(self) -> list[tuple[int, ...]]:
         leaving = {machine_name(one) for one in draining()}
-        return [
-            group
-            for group, machine in list(self._hosts.items())
-            if machine in leaving and has_room(self._requests[group], self._nodes)
-        ]
+        found = []
+        # What is free now is free for one: of those that reserve something, one moves at a time.
+        reserving = any(self._requests[one].amounts for one in list(self._starting))
+        for group, machine in list(self._hosts.items()) if leaving else ():
+            request = self._requests[group]
+            if machine not in leaving or (request.amounts and reserving):
+                continue
+            if has_room(request, self._nodes):
+                found.append(group)
+                reserving = reserving or bool(request.amounts)
+        return found
 
     def kill(self, group: tuple[int, ...]) -> None:
         """End the actor of these nodes."""

@@ -72,7 +72,7 @@ class Roster:
 
     def if_up(self, number: int) -> NodeHandle | None:
         """Return a node if it is up now. Each start of its process gives another handle."""
-        start = self._starts.get(self._group_of[number])
+        start = self._starts.get(self._group_of.get(number, ()))
         if start is None or not start.done() or start.cancelled() or start.exception() is not None:
             return None
         return start.result()[number].handle
@@ -146,7 +146,7 @@ class Roster:
     async def to_move(self) -> list[tuple[int, ...]]:
         """Return the nodes of each process whose machine is about to go, if others have room."""
         groups = await self._launcher.to_move()
-        return [one for one in groups if self._starts.get(one) and self._starts[one].done()]
+        return [one for one in groups if one in self._starts and self._starts[one].done()]
 
     def move(self, group: tuple[int, ...]) -> None:
         """Start the process of nodes that are not being visited elsewhere; it counts as no loss."""

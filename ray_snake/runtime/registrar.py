@@ -142,6 +142,7 @@ class Registrar:
         """Let nodes join and leave that can now; each is journalled, then done, then answered.
 
         Where visits are averaged they wait for the round's end, and a node for that of its visit.
+        Once all visits are handed out nothing is left to change.
 
         Args:
             strategy: Plans for its members.
@@ -153,7 +154,7 @@ class Registrar:
         Returns:
             Whether anyone joined or left.
         """
-        if strategy.averages and (visited or strategy.is_within_trip):
+        if strategy.is_over or (strategy.averages and (visited or strategy.is_within_trip)):
             return False
         changes = [one for one in self._ready if one.node not in visited]
         for change in changes:

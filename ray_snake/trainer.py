@@ -275,6 +275,8 @@ class SnakeTrainer:
                 evaluation,
                 groups,
                 self._recipe.strategy,
+                # Of a trial: the driver would leave it, and its nodes with it.
+                ray.util.get_current_placement_group(),
             )
             try:
                 return self._follow(driver, pass_on)

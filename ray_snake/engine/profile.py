@@ -12,6 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from ray_snake.config import TrainingConfig
+from ray_snake.engine.lean import lean_run
 from ray_snake.engine.stack import BlockStack
 from ray_snake.engine.visit import computing
 from ray_snake.planning.cost import BlockCost
@@ -23,7 +24,7 @@ REPEATS = 3
 def profile_blocks(
     skeleton: BlockStack, sample_shape: tuple[int, ...], *, integer_inputs: bool, batch: int
 ) -> tuple[list[BlockCost], float]:
-    """Run a network of zeros forward, block by block; nothing is trained.
+    """Run a network of zeros, block by block; nothing is trained.
 
     Args:
         skeleton: A stack on the meta device.
@@ -59,6 +60,9 @@ def profile_blocks(
         with counter, saved_tensors_hooks(saved.pack, _unpack):
             y = block(x if integer_inputs and index == 0 else x.detach().requires_grad_())
         flops += counter.get_total_flops()
+        lean_bytes, lean_flops = 0, 0.0
+        if y.is_floating_point() and x.is_floating_point():
+            lean_bytes, lean_flops = _profile_lean(block, x, counter.get_total_flops())
         costs.append(
             BlockCost(
                 name=name,
@@ -67,11 +71,27 @@ def profile_blocks(
                 saved_bytes=saved.total // batch,
                 input_bytes=x.numel() * x.element_size() // batch,
                 output_bytes=y.numel() * y.element_size() // batch,
+                lean_bytes=lean_bytes // batch,
+                lean_flops=lean_flops / batch,
             )
         )
         x = y.detach()
         skeleton.unload(index)
     return costs, flops / max(seconds, 1e-9)
+
+
+def _profile_lean(block: nn.Module, x: Tensor, forward_flops: float) -> tuple[int, float]:
+    """Return the bytes that a block keeps that runs lean, and what it does again, in operations."""
+    block.requires_grad_(False)
+    saved = _SavedBytes([*block.parameters(), *block.buffers()])
+    counter = FlopCounterMode(display=False)
+    with counter:
+        with saved_tensors_hooks(saved.pack, _unpack):
+            y = lean_run(block)(x.detach().requires_grad_())
+        if y.requires_grad:
+            torch.autograd.backward(y, torch.ones_like(y))
+    # Forward and backward pass; the gradient of the input takes as much as the output.
+    return saved.total, max(0.0, counter.get_total_flops() - 2 * forward_flops)
 
 
 def time_blocks(

@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils.checkpoint import checkpoint
 
 from ray_snake.errors import ModelError
 
 Network = nn.Module | Sequence[nn.Module]
 """What a model function may return: a BlockStack, an nn.Sequential, or a list of blocks."""
+
+BlockRun = Callable[[Tensor], Tensor]
+"""A block's input -> its output."""
 
 _NORMS = (
     nn.modules.batchnorm._BatchNorm,
@@ -42,7 +44,7 @@ class BlockStack(nn.Module):
             raise ModelError("model", "has no blocks", "return a network with at least one layer")
         self.names = tuple(name for name, _ in named)
         self.blocks = nn.ModuleList(module for _, module in named)
-        self.recomputed: frozenset[int] = frozenset()
+        self.runs: Mapping[int, BlockRun] = {}
         self._refuse_shared_weights()
         self._ties = tuple(_ties(module) for module in self.blocks)
 
@@ -122,12 +124,11 @@ class BlockStack(nn.Module):
     def forward(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
         """Run blocks [start, stop) on `x`, the output of block start-1; by default to the end.
 
-        Blocks in `recomputed` keep nothing but their input for the backward pass, and run again
-        then. Frozen ones come to the same bits.
+        Where gradients flow to their input, blocks that have an entry in `runs` are run by it.
         """
         for index in range(start, len(self.blocks) if stop is None else stop):
-            if index in self.recomputed and torch.is_grad_enabled() and x.requires_grad:
-                x = checkpoint(self.blocks[index], x, use_reentrant=False, preserve_rng_state=False)
+            if index in self.runs and torch.is_grad_enabled() and x.requires_grad:
+                x = self.runs[index](x)
             else:
                 x = self.blocks[index](x)
         return x

@@ -7,6 +7,7 @@ goes on from its journal knows what it knew, and equal measurements give equal d
 from __future__ import annotations
 
 import statistics
+from collections import deque
 from dataclasses import dataclass, replace
 
 from ray_snake.config import SnakeConfig
@@ -15,6 +16,8 @@ from ray_snake.planning.span import Visit
 
 DECAY = 0.6
 """Weight of what was known before, at each new measurement."""
+RATES_KEPT = 4
+"""Pulls by which a link is judged: the fastest of the latest ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,9 +102,10 @@ class Ratio:
 class Outlook:
     """Predicts visits from what is known so far.
 
-    A node's pace is how much longer it takes than the machine that measured the blocks; so what was
-    measured on one span holds for others. What a visit takes beside computing (links, mostly) is
-    averaged by node. A node that has not been seen yet is taken for a middling one.
+    A visit computes, pulls what it waits for, and takes its node some time beside. A node's pace is
+    how much longer it computes than the machine that measured the blocks; so what was measured on
+    one span holds for others. Its link's rate is that of the fastest pull of late: a pull is as
+    slow as the slower of two links. A node that has not been seen yet is taken for a middling one.
 
     Args:
         config: The run's settings.
@@ -113,8 +117,9 @@ class Outlook:
         self._config = config
         nodes = len(facts.rows)
         self._paces = [Ratio() for _ in range(nodes)]
-        self._others = [Ratio() for _ in range(nodes)]
-        self._links = [Ratio() for _ in range(nodes)]
+        self._overheads = [Ratio() for _ in range(nodes)]
+        self._rates: list[deque[float]] = [deque(maxlen=RATES_KEPT) for _ in range(nodes)]
+        self._last: int | None = None
         self._free_bytes: list[int | None] = [None] * nodes
         self._works: dict[tuple[tuple[int, ...], int | None, int, int], float] = {}
         self._models: dict[tuple[tuple[int, ...], int | None], VisitModel] = {}
@@ -129,8 +134,9 @@ class Outlook:
         """Take in one more node, with so many rows."""
         self.members.append(len(self.facts.rows))
         self.facts = replace(self.facts, rows=(*self.facts.rows, rows))
-        for ratios in (self._paces, self._others, self._links):
-            ratios.append(Ratio())
+        self._paces.append(Ratio())
+        self._overheads.append(Ratio())
+        self._rates.append(deque(maxlen=RATES_KEPT))
         self._free_bytes.append(None)
         self._full_steps.append(total_steps(rows, self._config.training))
 
@@ -146,9 +152,11 @@ class Outlook:
         node = outcome.visit.node
         work = self._model(outcome.visit).seconds(rows=self.facts.rows[node], steps=outcome.steps)
         self._paces[node].add(outcome.train_seconds, work)
-        self._others[node].add(max(0.0, outcome.seconds - outcome.train_seconds), 1.0)
+        beside = outcome.seconds - outcome.train_seconds - outcome.pull_seconds
+        self._overheads[node].add(max(0.0, beside), 1.0)
         if outcome.pull_bytes and outcome.pull_seconds > 0:
-            self._links[node].add(outcome.pull_bytes, outcome.pull_seconds)
+            self._rates[node].append(outcome.pull_bytes / outcome.pull_seconds)
+        self._last = node
         self._free_bytes[node] = outcome.free_bytes
         self._seen.add(node)
         # Of thousands of nodes not one by one: each time, some more of them.
@@ -162,8 +170,22 @@ class Outlook:
         return self._model(visit).predict(rows=self.facts.rows[node], steps=steps)
 
     def seconds(self, visit: Visit, node: int) -> float:
-        """Return the seconds that a visit would take `node`, from sending it to its end."""
-        return self.pace(node) * self.work(visit, node) + self.others(node)
+        """Return the seconds that a visit would take `node`, from sending it to its end.
+
+        As if what it trains had been trained elsewhere just before, so that it waits for that.
+        """
+        return self.computing(visit, node) + self.pulling(visit, node) + self.overhead(node)
+
+    def computing(self, visit: Visit, node: int) -> float:
+        """Return the seconds that a visit would compute on `node`."""
+        return self.pace(node) * self.work(visit, node)
+
+    def pulling(self, visit: Visit, node: int) -> float:
+        """Return the seconds that `node` would wait for what a visit trains; 0 if unknown."""
+        rate = self.bytes_per_second(node)
+        if rate is None:
+            return 0.0
+        return sum(self.facts.costs[block].weight_bytes for block in visit.trained) / rate
 
     def work(self, visit: Visit, node: int) -> float:
         """Return a visit's computing seconds if it were to `node`, where blocks were measured."""
@@ -176,11 +198,20 @@ class Outlook:
             found = self._works[key] = model.seconds(rows=self.facts.rows[node], steps=steps)
         return found
 
-    def predict(self, visit: Visit) -> Prediction:
-        """Return what is expected of a visit to its node."""
+    def predict(self, visit: Visit, pull_bytes: int = 0) -> Prediction:
+        """Return what is expected of a visit to its node.
+
+        Args:
+            visit: The visit.
+            pull_bytes: Bytes that it will wait for; mostly they come from the latest visit's node.
+        """
+        node = visit.node
+        ends = (node,) if self._last is None else (node, self._last)
+        rates = [rate for one in ends if (rate := self.bytes_per_second(one)) is not None]
+        pulling = pull_bytes / min(rates) if rates else 0.0
         return Prediction(
-            seconds=self.seconds(visit, visit.node),
-            private_bytes=self.cost(visit, visit.node).private_bytes,
+            seconds=self.computing(visit, node) + pulling + self.overhead(node),
+            private_bytes=self.cost(visit, node).private_bytes,
         )
 
     def knows(self, node: int) -> bool:
@@ -196,9 +227,9 @@ class Outlook:
         own = self._paces[node].value
         return self._middling[0] if own is None else own
 
-    def others(self, node: int) -> float:
-        """Return the seconds that a node's visits take beside computing."""
-        own = self._others[node].value
+    def overhead(self, node: int) -> float:
+        """Return the seconds that a node's visits take beside computing and pulling."""
+        own = self._overheads[node].value
         return self._middling[1] if own is None else own
 
     def flops_per_second(self, node: int) -> float:
@@ -206,8 +237,8 @@ class Outlook:
         return self.facts.flops_per_second / self.pace(node)
 
     def bytes_per_second(self, node: int) -> float | None:
-        """Return the rate at which a node pulled blocks; none if it never waited for any."""
-        return self._links[node].value
+        """Return the rate of a node's link; none if it never waited for blocks."""
+        return max(self._rates[node], default=None)
 
     def room(self, node: int) -> int | None:
         """Return the bytes that a visit may take of a node's memory; none if nothing is known."""
@@ -233,7 +264,7 @@ class Outlook:
         return model
 
     def _find_middling(self) -> tuple[float, float]:
-        """Return pace and other seconds of a middling node, of those seen so far."""
+        """Return pace and overhead of a middling node, of those seen so far."""
         paces = [value for node in self._seen if (value := self._paces[node].value) is not None]
-        others = [value for node in self._seen if (value := self._others[node].value) is not None]
-        return statistics.median(paces) if paces else 1.0, statistics.median(others)
+        beside = [self.overhead(node) for node in self._seen]
+        return statistics.median(paces) if paces else 1.0, statistics.median(beside)

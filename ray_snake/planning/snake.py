@@ -152,13 +152,18 @@ class Snake(Strategy):
         """Count a node's visits too."""
         self.coverage.join(node)
         self._proposed_to.join(node)
-        self._proposal = None
+        self._changed()
 
     def went(self, node: int) -> None:
         """Count a node's visits no more."""
         self.coverage.leave(node)
         self._proposed_to.leave(node)
+        self._changed()
+
+    def _changed(self) -> None:
         self._proposal = None
+        if self._adaptation is not None:
+            self._adaptation.changed()
 
     def observe(self, outcome: Outcome) -> None:
         """Learn from what a visit took."""

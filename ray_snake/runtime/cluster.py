@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ray_snake.config import NodesConfig
 from ray_snake.data import ShardSource
@@ -200,7 +202,9 @@ def node_options(request: Request) -> dict[str, Any]:
     return options
 
 
-def host_options(request: Request, hosted: Iterable[str]) -> dict[str, Any]:
+def host_options(
+    request: Request, hosted: Iterable[str], reserved: PlacementGroup | None = None
+) -> dict[str, Any]:
     """Return the Ray options that choose a node actor's machine.
 
     Actors that reserve something Ray spreads by what is free. It puts those that reserve nothing
@@ -210,7 +214,11 @@ def host_options(request: Request, hosted: Iterable[str]) -> dict[str, Any]:
     Args:
         request: What the actor asks for.
         hosted: The machine of each actor of the run so far.
+        reserved: What the run may use, as the trial of a sweep; none: the cluster. Its bundles are
+            where the labels say: see `ray_snake.tune.tune_resources`.
     """
+    if request.amounts and reserved is not None:
+        return {"scheduling_strategy": PlacementGroupSchedulingStrategy(reserved)}
     labels = dict(request.labels)
     machines = host_machines(request)
     if request.amounts or not machines:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
+from ray.util.placement_group import PlacementGroup
 
 from ray_snake.config import SnakeConfig
 from ray_snake.data import ShardSource
@@ -42,6 +43,7 @@ class SnakeDriver:
         evaluation: Held-out rows, or none.
         groups: The nodes' processes and what each asks for.
         strategy: A user's own; none: the one that the settings name.
+        reserved: What the run may use; none: the cluster.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class SnakeDriver:
         evaluation: ShardSource | None,
         groups: Sequence[NodeGroup],
         strategy: type[Strategy] | None,
+        reserved: PlacementGroup | None,
     ) -> None:
         self._events: list[Event] = []
         self._news = asyncio.Event()
@@ -66,6 +69,7 @@ class SnakeDriver:
             evaluation,
             groups,
             strategy,
+            reserved,
         )
 
     async def run(self) -> None:
@@ -103,13 +107,14 @@ def make_driver(
     evaluation: ShardSource | None,
     groups: Sequence[NodeGroup],
     strategy: type[Strategy] | None,
+    reserved: PlacementGroup | None,
     *,
     emit: Callable[[Event], None],
 ) -> Driver:
     """Return a driver whose handles are Ray actors."""
     crew = Crew(names=[one.name for one in specs], rows=[one.samples for one in specs])
     server = RayServer(recipe, config.baseline.server_gpus)
-    launcher = RayNodeLauncher(specs, config.nodes, recipe, groups, server)
+    launcher = RayNodeLauncher(specs, config.nodes, recipe, groups, server, reserved)
     roster = Roster(
         names=crew.names,
         groups=[group.nodes for group in groups],

@@ -15,7 +15,10 @@ from ray.exceptions import (
     RayTaskError,
     TaskCancelledError,
 )
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import (
+    NodeAffinitySchedulingStrategy,
+)
 
 from ray_snake.config import NodesConfig
 from ray_snake.data import ShardSource
@@ -232,6 +235,7 @@ class RayNodeLauncher:
         recipe: Ref of the recipe.
         groups: The processes and what each asks for.
         server: The server of visits with a cut.
+        reserved: What the run may use; none: the cluster.
     """
 
     def __init__(
@@ -241,7 +245,9 @@ class RayNodeLauncher:
         recipe: AnyRef,
         groups: Sequence[NodeGroup],
         server: RayServer,
+        reserved: PlacementGroup | None = None,
     ) -> None:
+        self._reserved = reserved
         self._specs = dict(enumerate(specs))
         self._nodes = nodes
         self._recipe = recipe
@@ -258,12 +264,12 @@ class RayNodeLauncher:
         """Start the actor of these nodes and wait until it has opened their shards."""
         specs = {node: self._specs[node] for node in group if node in self._specs}
         request = self._requests[group]
-        where = host_options(request, self._machines.values())
+        where = host_options(request, self._machines.values(), self._reserved)
         kind = actor_class(SnakeNode, **node_options(request), **where)
         actor = kind.remote(specs, self._recipe)
         self._actors[group] = actor
         self._starting.add(group)
-        self._machines[group] = where["label_selector"].get(NODE_ID_LABEL, "")
+        self._machines[group] = where.get("label_selector", {}).get(NODE_ID_LABEL, "")
         names = {node: spec.name for node, spec in specs.items()}
         try:
             machine, samples = await _answer(

@@ -86,12 +86,10 @@ class Visitor:
         return self._carry_out(visit)
 
     async def _carry_out(self, visit: Visit) -> Deciding:
-        outlook = self._strategy.outlook
-        prediction = None if outlook is None else outlook.predict(visit)
         while True:
             handle = await self._roster.node(visit.node)
             try:
-                return await self._attempt(visit, handle, prediction)
+                return await self._attempt(visit, handle)
             except ProcessLostError as error:
                 lost = self._roster.lost(visit.node, str(error), machine_went=error.machine_went)
                 self._supply.lost(lost)
@@ -100,13 +98,13 @@ class Visitor:
         """Let others train what a visit trained: its result is part of the model, or refused."""
         del self._running[visit.number]
 
-    async def _attempt(
-        self, visit: Visit, handle: NodeHandle, prediction: Prediction | None
-    ) -> Deciding:
+    async def _attempt(self, visit: Visit, handle: NodeHandle) -> Deciding:
         self._emit(VisitStarted(visit=visit))
         started = time.monotonic()
         try:
             shipment = await self._in_time(self._supply.ship(visit, handle), visit)
+            outlook = self._strategy.outlook
+            prediction = None if outlook is None else outlook.predict(visit, shipment.bytes)
             task = self._task(visit, shipment)
             training = asyncio.create_task(handle.visit(task, shipment.deliveries))
             # As if the one that began first were the first to end.

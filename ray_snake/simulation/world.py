@@ -89,9 +89,20 @@ class World:
         """Return a world whose nodes have these rows."""
         return replace(self, rows=rows)
 
-    def with_known(self, *, pace: Sequence[float], latency_seconds: Sequence[float]) -> World:
+    def with_known(
+        self,
+        *,
+        pace: Sequence[float],
+        latency_seconds: Sequence[float],
+        bytes_per_second: Sequence[float],
+    ) -> World:
         """Return a world with these in place of what was drawn; see `World`."""
-        return replace(self, pace=np.array(pace), latency_seconds=np.array(latency_seconds))
+        return replace(
+            self,
+            pace=np.array(pace),
+            latency_seconds=np.array(latency_seconds),
+            bytes_per_second=np.array(bytes_per_second),
+        )
 
     def with_trace(self, path: str) -> World:
         """Return a world with what a table says of each node in place of what was drawn.

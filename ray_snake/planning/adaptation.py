@@ -81,7 +81,7 @@ class Adaptation:
         return sorted(crossing, key=lambda node: self.is_on_probation(node, trip))
 
     def changed(self) -> None:
-        """Look anew which node is the middling one: somebody joined or left."""
+        """Look anew which node is the middling one: more is known, or somebody joined or left."""
         self._middling_of = 0
 
     def _link_class(self, node: int) -> int:

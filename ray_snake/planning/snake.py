@@ -135,6 +135,11 @@ class Snake(Strategy):
         factor = self.config.snake.warmup_rate if self.is_warm_up(visit) else 1.0
         return factor * super().learning_rate(visit)
 
+    def begins(self) -> None:
+        """Let a trip go by what is known now: more than when it was looked at."""
+        if self._adaptation is not None:
+            self._adaptation.changed()
+
     def handed_out(self, visit: Visit) -> None:
         """Count a visit to a span."""
         if visit.place is None:

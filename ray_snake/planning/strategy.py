@@ -86,6 +86,9 @@ class Strategy(ABC):
     def handed_out(self, visit: Visit) -> None:  # noqa: B027 - for those that count
         """Note that a visit was handed out."""
 
+    def begins(self) -> None:  # noqa: B027 - likewise
+        """Note that a trip begins, which may have been looked at before: see `peek`."""
+
     def observe(self, outcome: Outcome) -> None:
         """Note what a visit took that was handed out; in the order in which they come in."""
         if self.outlook is not None:
@@ -206,6 +209,7 @@ class Strategy(ABC):
             None when the run's trips are done, or when nothing can be done beside what is running.
         """
         if not self._trips.left and self.trip < self.trips:
+            self.begins()
             self._trips.begin()
         visit = self.peek(running, busy)
         if visit is not None:

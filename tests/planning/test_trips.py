@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 
 from ray_snake.config import SnakeConfig
 from ray_snake.errors import ConfigError
+from ray_snake.planning.cost import BlockCost
+from ray_snake.planning.outlook import Facts, Outcome
 from ray_snake.planning.strategy import make_strategy
 from ray_snake.planning.trips import Trips
 
@@ -194,3 +196,84 @@ def test_a_total_says_how_many_visits_are_to_come(run, pick):
         done += strategy.next() is not None
     total = strategy.total
     assert done + len(list(iter(strategy.next, None))) == total
+
+
+COSTS = tuple(
+    BlockCost(
+        name=f"block{index}",
+        weight_bytes=10,
+        forward_flops=1e3,
+        saved_bytes=10,
+        input_bytes=10,
+        output_bytes=10,
+        forward_seconds=1e-3 * (index + 1),
+        backward_seconds=1e-3,
+        training_seconds=2e-3,
+    )
+    for index in range(BLOCKS)
+)
+
+
+def adapting(settings):
+    strategy = strategy_of(**settings, adapt=True)
+    strategy.know(Facts(rows=(64,) * settings["nodes"], costs=COSTS))
+    return strategy
+
+
+def outcome_of(visit):
+    """Return what a visit took: nodes with higher numbers are slower, and have slower links."""
+    slower = 1 + visit.node % 4
+    return Outcome(
+        visit=visit,
+        steps=visit.steps or 2,
+        train_seconds=0.1 * slower * (visit.steps or 2),
+        seconds=0.1 * slower * (visit.steps or 2) + 0.2 * slower,
+        pull_bytes=20,
+        pull_seconds=0.1 * slower,
+    )
+
+
+@given(run=runs(), pick=st.integers(0, 20))
+def test_a_run_that_adapts_visits_every_member_once_a_trip_whoever_comes_and_goes(run, pick):
+    settings, changes = run
+    strategy = adapting(settings)
+    seen, members = set(), set(range(settings["nodes"]))
+    number = 0
+    while (visit := strategy.next()) is not None:
+        assert visit.node in members
+        assert (visit.trip, visit.node) not in seen
+        seen.add((visit.trip, visit.node))
+        strategy.peek()
+        strategy.observe(outcome_of(visit))
+        number += 1
+        for change in changes.get(number, ()):
+            if change == "join":
+                members.add(strategy.join(64))
+            elif len(members) > 1:
+                node = sorted(members)[pick % len(members)]
+                strategy.leave(node)
+                members.discard(node)
+    assert number == strategy.total
+    assert strategy.outlook.members == sorted(members)
+    assert strategy.coverage.nodes == sorted(members)
+
+
+@given(run=runs(), pick=st.integers(0, 20))
+def test_looking_ahead_changes_nothing_in_a_run_that_adapts(run, pick):
+    # A run that goes on from its journal plans anew without having looked ahead.
+    settings, changes = run
+    looking, again = adapting(settings), adapting(settings)
+    number = 0
+    while (visit := looking.next()) is not None:
+        assert again.next() == visit
+        looking.peek()
+        looking.observe(outcome_of(visit))
+        again.observe(outcome_of(visit))
+        number += 1
+        for change in changes.get(number, ()):
+            if change == "join":
+                assert again.join(64, trip=looking.trip) == looking.join(64)
+            elif len(looking.members) > 1:
+                node = looking.members[pick % len(looking.members)]
+                again.leave(node, trip=looking.trip)
+                looking.leave(node)

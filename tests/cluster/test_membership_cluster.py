@@ -17,6 +17,7 @@ from scenarios import (
     fit,
     kill,
     libraries,
+    on_visit,
     pid_of,
     until,
     with_sections,
@@ -205,30 +206,33 @@ def test_nodes_leave_a_machine_that_is_drained_for_one_that_came_meanwhile(
     config = with_sections(
         nodes={"labels": {"site": "in(a,b)"}}, failures={"node_restarts": 0, "recoveries": 0}
     )
-    events, machines, added = [], {}, []
+    events, machines, gone = [], {}, []
 
-    def script():
+    def act():
         pid = gate.pid()
         nodes = [one for one in actors("SnakeNode") if one["State"] == "ALIVE"]
         (held,) = [one["Address"]["NodeID"] for one in nodes if one["Pid"] == pid]
         (going,) = {one["Address"]["NodeID"] for one in nodes} - {held}
-        sites = {one["NodeID"]: one["Labels"].get("site") for one in ray.nodes()}
-        machines.update(going=machine_name(going), site=sites[going])
-        raylet = raylets.add_node(num_cpus=2, labels={"site": sites[going]})
-        machines["new"] = machine_name(raylet.node_id)
+        (site,) = [one["Labels"]["site"] for one in ray.nodes() if one["NodeID"] == going]
+        raylet = raylets.add_node(num_cpus=2, labels={"site": site})
+        machines.update(going=machine_name(going), new=machine_name(raylet.node_id))
+        gone.append(going)
         drain(raylets.address, going)
-        until(lambda: [e for e in events if isinstance(e, NodeMoved)], "a node is moved")
-        gate.open()
-        added.append((going, raylet))
+
+    react = on_visit(4, act)
+
+    def on_event(event):
+        events.append(event)
+        react(event)
+        if isinstance(event, NodeMoved):
+            gate.open()
 
     try:
-        with meanwhile(script, gate):
-            result = fit(config, storage.uri, loss=gate.loss(2), on_event=events.append)
+        result = fit(config, storage.uri, loss=gate.loss(2), on_event=on_event)
     finally:
         # Three machines as before: the new one stays in place of the one that went.
-        for going, _ in added:
-            for raylet in [one for one in raylets.worker_nodes if one.node_id == going]:
-                raylets.remove_node(raylet, allow_graceful=False)
+        for raylet in [one for one in raylets.worker_nodes if one.node_id in gone]:
+            raylets.remove_node(raylet, allow_graceful=False)
     moved = {event.node for event in events if isinstance(event, NodeMoved)}
     assert moved
     assert not [event for event in events if isinstance(event, NodeLost)]

@@ -303,7 +303,11 @@ class RayNodeLauncher:
 
     async def to_move(self) -> list[tuple[int, ...]]:
         """Return the nodes of each actor whose machine Ray drains, if another one has room."""
-        return await asyncio.to_thread(self._to_move)
+        try:
+            return await asyncio.to_thread(self._to_move)
+        except Exception:
+            # Ray's state is asked again in a moment; nothing that runs depends on the answer.
+            return []
 
     def _to_move(self) -> list[tuple[int, ...]]:
         leaving = {machine_name(one) for one in draining()}

@@ -328,8 +328,7 @@ def test_nodes_leave_a_machine_that_is_about_to_go_and_that_counts_as_no_loss(st
         if isinstance(event, VisitStarted) and event.visit.number == 4:
             scene.cluster.draining |= {(0,), (1,), (2,)}
         if isinstance(event, NodeMoved):
-            task, _ = scene.cluster.visits[-1]
-            during.append((event.node, task.visit.number))
+            during.append((event.node, scene.told(VisitStarted)[-1].visit.number))
 
     config = config_of(failures={"node_restarts": 0})
     plain = run(make_driver(FakeCluster(), config, Storage(storage.uri + "-plain")).run())

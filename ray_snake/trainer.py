@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,9 @@ from ray_snake.runtime.events import Evaluated, Event, Preparing, RunEnded
 from ray_snake.runtime.journal import read_records
 from ray_snake.runtime.launch import actor_class, here
 from ray_snake.runtime.messages import BlockTable, NodeSpec
+from ray_snake.runtime.model_checks import ModelChecks, model_checks
 from ray_snake.runtime.placement import NodeGroup, group_nodes
+from ray_snake.runtime.preflight import check_nodes, check_settings
 from ray_snake.runtime.recipe import Recipe
 from ray_snake.runtime.run_folder import RunFolder, choose_run
 from ray_snake.storage import Storage
@@ -203,44 +205,48 @@ class SnakeTrainer:
 
     def _run(self, tell: Callable[[Event], None]) -> tuple[Storage, str]:
         """Check everything, then drive the run; return its folder and its weights' SHA-256."""
-        tell(Preparing(what="looking at model and data"))
-        from ray_snake.runtime.forecast import measured_costs
-        from ray_snake.runtime.preflight import check_model, check_settings, check_shards
-
         config = self._recipe.config
         sources = node_sources(config, self._nodes)
+        evaluation = evaluation_source(config, self._evaluation)
+        judged = [] if evaluation is None else [evaluation]
         names = tuple(source.name for source in sources)
         groups = group_nodes(config.nodes, sources)
-        stack = check_model(self._recipe, nodes=len(sources))
         embedded = is_embedded(self._address)
-        evaluation = evaluation_source(config, self._evaluation)
-        if evaluation is not None:
-            check_shards(stack, [evaluation])
-        self._storage.check_writable()
-        storage = choose_run(self._storage, self._stem, self._name, resume=self._resume)
-        if self._resume:
-            RunFolder(storage).check_resumable(config, names)
-        muster = Muster(config, sources, groups, read_records(storage) if self._resume else ())
-        specs = check_shards(stack, muster.sources) if embedded else []
-        tell(Preparing(what="starting Ray" if embedded else "joining the Ray cluster"))
-        with connected(self._address):
-            present = with_gpu_shares(muster.groups)
-            check_resources(config.nodes, present, muster.sources)
-            if not embedded:
-                where = on_cluster(config.nodes, present)
-                specs = check_shards(stack, muster.sources, where)
-            check_settings(config, specs)
+        with contextlib.ExitStack() as joined:
+            # Its process is forked before there are threads of Ray, of storage or of the display.
+            with model_checks(
+                self._recipe, len(sources), [*sources, *judged], apart=not ray.is_initialized()
+            ) as checks:
+                tell(Preparing(what="looking at model and data"))
+                blocks = checks.blocks()
+                rows = range(len(sources), len(sources) + len(judged))
+                check_nodes(checks.classes, judged, _looks(checks, rows))
+                self._storage.check_writable()
+                storage = choose_run(self._storage, self._stem, self._name, resume=self._resume)
+                if self._resume:
+                    RunFolder(storage).check_resumable(config, names)
+                records = read_records(storage) if self._resume else ()
+                muster = Muster(config, sources, groups, records)
+                if embedded:
+                    here = _looks(checks, muster.numbers_or_sources())
+                    specs = check_nodes(checks.classes, muster.sources, here)
+                tell(Preparing(what="starting Ray" if embedded else "joining the Ray cluster"))
+                joined.enter_context(connected(self._address))
+                present = with_gpu_shares(muster.groups)
+                check_resources(config.nodes, present, muster.sources)
+                if not embedded:
+                    there = on_cluster(config.nodes, present)
+                    specs = check_nodes(checks.classes, muster.sources, there)
+                check_settings(config, specs)
+                if config.snake.adapt:
+                    costs = checks.costs(specs[0].sample_shape, specs[0].integer_inputs)
+                    blocks = replace(blocks, costs=costs)
             # From here on the run leaves a folder behind; all that can be checked was.
             if not self._resume:
                 custom = self._recipe.function is not None
                 RunFolder.create(storage, config, names, custom_model=custom)
-            blocks = BlockTable(
-                names=stack.names,
-                bytes=stack.block_bytes(),
-                costs=measured_costs(config, stack, specs) if config.snake.adapt else (),
-            )
-            first, groups = muster.first_specs(specs), muster.first_groups(present)
-            return storage, self._drive(blocks, first, evaluation, storage, groups, tell)
+            nodes, groups = muster.first_specs(specs), muster.first_groups(present)
+            return storage, self._drive(blocks, nodes, evaluation, storage, groups, tell)
 
     def _drive(
         self,
@@ -309,6 +315,23 @@ class SnakeTrainer:
             if ended:
                 ray.get(run)
                 return sha256
+
+
+def _looks(checks: ModelChecks, sources: Sequence[int | ShardSource]) -> Callable[..., list[Any]]:
+    """Return a runner that calls a function for each source, where the network is looked at.
+
+    Args:
+        checks: What looks.
+        sources: The sources, or their numbers there.
+    """
+
+    def run(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        return [
+            checks.look(function, source, *others)
+            for source, (_, *others) in zip(sources, arguments, strict=True)
+        ]
+
+    return run
 
 
 def _with(config: SnakeConfig, section: str, **values: object) -> SnakeConfig:

@@ -225,8 +225,10 @@ def label_values(column: pa.ChunkedArray, subject: str, name: str) -> NDArray[An
             "name another column as data.label, or convert it",
         )
     _refuse_nulls(column, subject, name)
-    values: NDArray[Any] = column.to_numpy()
-    return values.astype(np.uint8) if values.dtype == bool else values
+    if pa.types.is_boolean(kind):
+        column = column.cast(pa.uint8())
+    values = [_view(chunk) for chunk in column.chunks or [pa.nulls(0, column.type)]]
+    return values[0] if len(values) == 1 else np.concatenate(values)
 
 
 def tensor_views(
@@ -259,24 +261,39 @@ def tensor_views(
         )
     _refuse_nulls(column, subject, name)
     views: list[NDArray[Any]] = []
-    for chunk in column.chunks or [pa.array([], kind)]:
+    shape = _logical_shape(kind) if is_tensor else (kind.list_size,)
+    is_permuted = is_tensor and kind.permutation is not None
+    for chunk in column.chunks:
         storage = chunk.storage if is_tensor else chunk
         flat = storage.flatten()
         if flat.null_count:
             row = int(np.flatnonzero(flat.is_null())[0]) // storage.type.list_size
             _raise_null(subject, name, sum(map(len, views)) + row)
-        if is_tensor and len(chunk):
+        if is_permuted and len(chunk):
             views.append(chunk.to_numpy_ndarray())
         else:
-            shape = _logical_shape(kind) if is_tensor else (kind.list_size,)
-            views.append(flat.to_numpy(zero_copy_only=True).reshape(len(chunk), *shape))
-    return views
+            views.append(_view(flat).reshape(len(chunk), *shape))
+    return views or [np.empty((0, *shape), kind.value_type.to_pandas_dtype())]
 
 
 def _logical_shape(kind: pa.FixedShapeTensorType) -> tuple[int, ...]:
     if kind.permutation is None:
         return tuple(kind.shape)
     return tuple(kind.shape[axis] for axis in kind.permutation)
+
+
+def _view(numbers: pa.Array) -> NDArray[Any]:
+    """Return a view of an array of numbers without nulls.
+
+    pyarrow's own `to_numpy` imports pandas where that is installed: 35 MiB in each process.
+    """
+    kind = np.dtype(numbers.type.to_pandas_dtype())
+    memory = numbers.buffers()[1]
+    if memory is None or not len(numbers):
+        return np.empty(0, kind)
+    view = np.frombuffer(memory, kind, len(numbers), numbers.offset * kind.itemsize)
+    view.flags.writeable = False
+    return view
 
 
 def _refuse_nulls(column: pa.ChunkedArray, subject: str, name: str) -> None:

@@ -54,6 +54,7 @@ class Adaptation:
         self._config = config
         self._outlook = outlook
         self._places = places
+        self._unchanged = [Choice(place=place) for place in range(len(places))]
         # Samples by which slow nodes trained a place less than the order had it; of others, more.
         self._owed = [0.0] * len(places)
         self._shares: dict[tuple[int, int], float] = {}
@@ -124,11 +125,13 @@ class Adaptation:
         if self.is_on_probation(node, trip):
             return self._choice(node, proposed, self._config.min_steps, "late not long ago")
         if self._is_slow(node, places[proposed]):
-            return self._shortened(node, proposed, {one: places[one] for one in room})
+            if len(room) < len(places):
+                places = {one: places[one] for one in room}
+            return self._shortened(node, proposed, places)
         other = self._exchanged(node, proposed, room, places)
         if other != proposed:
             return Choice(place=other, why="left behind by slow nodes")
-        return Choice(place=proposed, why=why)
+        return Choice(place=proposed, why=why) if why else self._unchanged[proposed]
 
     def shorten(self, visit: Visit) -> Choice:
         """Return how many of a visit's steps its node has time for; its place is 0."""
@@ -141,7 +144,7 @@ class Adaptation:
     def handed_out(self, proposed: int, visit: Visit) -> None:
         """Note what became of a proposed place."""
         if visit.place is not None and visit.place != proposed:
-            samples = self._outlook.cost(visit, visit.node).samples
+            samples = self._outlook.samples(visit, visit.node)
             self._owed[proposed] += samples
             self._owed[visit.place] -= samples
         full = self._outlook.full_steps(visit.node)
@@ -156,6 +159,8 @@ class Adaptation:
     def _open(self, counts: Sequence[int], places: Mapping[int, Visit]) -> Sequence[int]:
         """Return the places that coverage leaves open to a node."""
         least = math.floor(self._config.min_coverage * (sum(counts) + 1) / len(counts))
+        if min(counts) >= least:
+            return list(places)
         return [place for place in places if counts[place] < least] or list(places)
 
     def _with_room(
@@ -173,16 +178,22 @@ class Adaptation:
 
     def _shortened(self, node: int, proposed: int, places: Mapping[int, Visit]) -> Choice:
         """Return with what a slow node gets furthest in the time that it has."""
-        seconds = {one: self._outlook.computing(visit, node) for one, visit in places.items()}
-        shares = {
-            one: min(1.0, self._budget / whole) if whole > 0 else 1.0
-            for one, whole in seconds.items()
-        }
-        place = max(shares, key=lambda one: (shares[one], -abs(one - proposed)))
-        if shares[place] <= shares[proposed] * (1 + self._config.hysteresis):
-            place = proposed
-        slower = seconds[proposed] / self._middling_seconds(places[proposed])
-        return self._choice(node, place, shares[place], _slower(slower))
+        computing = self._outlook.computing
+
+        def share_of(seconds: float) -> float:
+            return min(1.0, self._budget / seconds) if seconds > 0 else 1.0
+
+        seconds = computing(places[proposed], node)
+        share = least = share_of(seconds)
+        place = proposed
+        for one, visit in places.items():
+            found = share_of(computing(visit, node))
+            if found > share or (found == share and abs(one - proposed) < abs(place - proposed)):
+                place, share = one, found
+        if share <= least * (1 + self._config.hysteresis):
+            place, share = proposed, least
+        slower = seconds / self._middling_seconds(places[proposed])
+        return self._choice(node, place, share, _slower(slower))
 
     def _exchanged(
         self, node: int, proposed: int, room: Sequence[int], places: Mapping[int, Visit]
@@ -191,7 +202,7 @@ class Adaptation:
         if self._owed[proposed] > 0 or not any(one > 0 for one in self._owed):
             return proposed
         place = max(room, key=lambda one: (self._owed[one], -abs(one - proposed)))
-        enough = self._owed[place] >= self._outlook.cost(places[proposed], node).samples / 2
+        enough = self._owed[place] >= self._outlook.samples(places[proposed], node) / 2
         return place if enough and not self._is_slow(node, places[place]) else proposed
 
     def _choice(self, node: int, place: int, share: float, why: str) -> Choice:

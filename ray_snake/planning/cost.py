@@ -176,12 +176,16 @@ class VisitModel:
             + (self._backward.seconds + self._again.seconds) * samples
         )
 
+    def samples(self, *, rows: int, steps: int) -> int:
+        """Return the samples that the optimizer sees in such a visit."""
+        training = self._training
+        if training.steps is None and steps == total_steps(rows, training):
+            return training.epochs * rows
+        return steps * min(training.batch_size, rows)
+
     def _counts(self, rows: int, steps: int) -> tuple[int, int, bool]:
         """Return samples seen, rows kept for all passes, and whether the prefix's outputs are."""
-        training = self._training
-        samples = steps * min(training.batch_size, rows)
-        if training.steps is None and steps == total_steps(rows, training):
-            samples = training.epochs * rows
+        samples = self.samples(rows=rows, steps=steps)
         passes = math.ceil(samples / rows)
         draws = passes if self._variants is None else min(passes, self._variants)
         # A visit of less than one pass looks at no other rows than those it trains on.

@@ -15,9 +15,13 @@ from ray_snake.planning.cost import BlockCost, VisitCost, VisitModel, total_step
 from ray_snake.planning.span import Visit
 
 DECAY = 0.6
-"""Weight of what was known before, at each new measurement."""
+"""Weight of what was known of a node before, at each new measurement."""
+SPAN_DECAY = 0.9
+"""The same of a span, which all nodes measure."""
 RATES_KEPT = 4
 """Pulls by which a link is judged: the fastest of the latest ones."""
+LEAST_BYTES = 100_000
+"""Pulls of less say nothing of a link: Ray sends small objects along with its messages."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +54,7 @@ class Outcome:
         seconds: From sending it to its end, as the driver sees it.
         pull_bytes: Bytes that its node pulled while the visit waited for them.
         pull_seconds: How long that took.
+        fetch_seconds: How long it waited for what was being fetched ahead of it.
         free_bytes: Free memory of its machine at its end; none if unknown.
         late: Whether it was stopped at its deadline.
     """
@@ -60,6 +65,7 @@ class Outcome:
     seconds: float
     pull_bytes: int = 0
     pull_seconds: float = 0.0
+    fetch_seconds: float = 0.0
     free_bytes: int | None = None
     late: bool = False
 
@@ -84,19 +90,39 @@ class Ratio:
     arXiv:1412.6980, section 3) is the same for both and cancels.
     """
 
-    def __init__(self) -> None:
+    __slots__ = ("_decay", "_over", "_under", "value")
+
+    def __init__(self, decay: float = DECAY) -> None:
+        self._decay = decay
         self._over = 0.0
         self._under = 0.0
+        self.value: float | None = None
+        """The ratio; none before the first measurement."""
 
     def add(self, over: float, under: float) -> None:
         """Take one more measurement."""
-        self._over = DECAY * self._over + (1 - DECAY) * over
-        self._under = DECAY * self._under + (1 - DECAY) * under
+        self._over = self._decay * self._over + (1 - self._decay) * over
+        self._under = self._decay * self._under + (1 - self._decay) * under
+        self.value = self._over / self._under if self._under > 0 else None
 
-    @property
-    def value(self) -> float | None:
-        """The ratio; none before the first measurement."""
-        return self._over / self._under if self._under > 0 else None
+
+class _Model:
+    """Predicts the visits that train the same blocks, and remembers what it said.
+
+    Attributes:
+        visits: What predicts.
+        full: Computing seconds of a visit of all its steps, by rows.
+        shortened: Those of a visit of fewer, by rows and steps.
+        found: How much longer such visits take than was measured, on nodes whose pace is known.
+    """
+
+    __slots__ = ("found", "full", "shortened", "visits")
+
+    def __init__(self, visits: VisitModel) -> None:
+        self.visits = visits
+        self.full: dict[int, float] = {}
+        self.shortened: dict[tuple[int, int], float] = {}
+        self.found = Ratio(SPAN_DECAY)
 
 
 class Outlook:
@@ -115,14 +141,15 @@ class Outlook:
     def __init__(self, config: SnakeConfig, facts: Facts) -> None:
         self.facts = facts
         self._config = config
+        self._rows = facts.rows
         nodes = len(facts.rows)
         self._paces = [Ratio() for _ in range(nodes)]
         self._overheads = [Ratio() for _ in range(nodes)]
         self._rates: list[deque[float]] = [deque(maxlen=RATES_KEPT) for _ in range(nodes)]
         self._last: int | None = None
         self._free_bytes: list[int | None] = [None] * nodes
-        self._works: dict[tuple[tuple[int, ...], int | None, int, int], float] = {}
-        self._models: dict[tuple[tuple[int, ...], int | None], VisitModel] = {}
+        self._models: dict[tuple[tuple[int, ...], int | None], _Model] = {}
+        self._memory_bytes = config.nodes.memory_bytes
         self._full_steps = [total_steps(rows, config.training) for rows in facts.rows]
         self.members = list(range(nodes))
         """The nodes that take part, ascending."""
@@ -149,12 +176,21 @@ class Outlook:
         """Take what a decided visit took."""
         if outcome.steps == 0:
             return
-        node = outcome.visit.node
-        work = self._model(outcome.visit).seconds(rows=self.facts.rows[node], steps=outcome.steps)
-        self._paces[node].add(outcome.train_seconds, work)
-        beside = outcome.seconds - outcome.train_seconds - outcome.pull_seconds
+        visit = outcome.visit
+        node = visit.node
+        model = self._model(visit)
+        if outcome.steps == (visit.steps or self._full_steps[node]):
+            work = self._measured(model, visit, node)
+        else:
+            work = model.visits.seconds(rows=self._rows[node], steps=outcome.steps)
+        pace, factor = self._paces[node].value, model.found.value or 1.0
+        if pace is not None:
+            model.found.add(outcome.train_seconds, pace * work)
+        self._paces[node].add(outcome.train_seconds, factor * work)
+        beside = outcome.seconds - outcome.train_seconds
+        beside -= outcome.pull_seconds + outcome.fetch_seconds
         self._overheads[node].add(max(0.0, beside), 1.0)
-        if outcome.pull_bytes and outcome.pull_seconds > 0:
+        if outcome.pull_bytes >= LEAST_BYTES and outcome.pull_seconds > 0:
             self._rates[node].append(outcome.pull_bytes / outcome.pull_seconds)
         self._last = node
         self._free_bytes[node] = outcome.free_bytes
@@ -167,7 +203,7 @@ class Outlook:
     def cost(self, visit: Visit, node: int) -> VisitCost:
         """Return the cost of a visit if it were to `node`, where the blocks were measured."""
         steps = visit.steps or self.full_steps(node)
-        return self._model(visit).predict(rows=self.facts.rows[node], steps=steps)
+        return self._model(visit).visits.predict(rows=self._rows[node], steps=steps)
 
     def seconds(self, visit: Visit, node: int) -> float:
         """Return the seconds that a visit would take `node`, from sending it to its end.
@@ -188,30 +224,59 @@ class Outlook:
         return sum(self.facts.costs[block].weight_bytes for block in visit.trained) / rate
 
     def work(self, visit: Visit, node: int) -> float:
-        """Return a visit's computing seconds if it were to `node`, where blocks were measured."""
-        steps = visit.steps or self._full_steps[node]
+        """Return a visit's computing seconds on `node`'s rows, where blocks were measured.
+
+        Corrected by what visits to these blocks turned out to take.
+        """
+        model = self._models.get((visit.trained, visit.cut)) or self._model(visit)
+        return (model.found.value or 1.0) * self._measured(model, visit, node)
+
+    def measured(self, visit: Visit, node: int) -> float:
+        """Return the same without that correction."""
+        return self._measured(self._model(visit), visit, node)
+
+    def correction(self, visit: Visit) -> float:
+        """Return how much longer visits to these blocks take than was measured."""
+        return self._model(visit).found.value or 1.0
+
+    def _measured(self, model: _Model, visit: Visit, node: int) -> float:
+        rows, steps = self._rows[node], visit.steps
         # Planning asks for the same ones again and again.
-        key = (visit.trained, visit.cut, self.facts.rows[node], steps)
-        found = self._works.get(key)
-        if found is None:
-            model = self._model(visit)
-            found = self._works[key] = model.seconds(rows=self.facts.rows[node], steps=steps)
+        found = model.shortened.get((rows, steps)) if steps else model.full.get(rows)
+        if found is not None:
+            return found
+        found = model.visits.seconds(rows=rows, steps=steps or self._full_steps[node])
+        if steps:
+            model.shortened[rows, steps] = found
+        else:
+            model.full[rows] = found
         return found
 
-    def predict(self, visit: Visit, pull_bytes: int = 0) -> Prediction:
-        """Return what is expected of a visit to its node.
+    def samples(self, visit: Visit, node: int) -> int:
+        """Return the samples that the optimizer would see in a visit if it were to `node`."""
+        steps = visit.steps or self._full_steps[node]
+        return self._model(visit).visits.samples(rows=self._rows[node], steps=steps)
+
+    def expected_seconds(self, visit: Visit, pull_bytes: int) -> float:
+        """Return the seconds that a visit will take its node from when it is sent to it.
 
         Args:
             visit: The visit.
             pull_bytes: Bytes that it will wait for; mostly they come from the latest visit's node.
         """
         node = visit.node
-        ends = (node,) if self._last is None else (node, self._last)
-        rates = [rate for one in ends if (rate := self.bytes_per_second(one)) is not None]
-        pulling = pull_bytes / min(rates) if rates else 0.0
+        pulling = 0.0
+        if pull_bytes >= LEAST_BYTES:
+            ends = (node,) if self._last is None else (node, self._last)
+            rates = [rate for one in ends if (rate := self.bytes_per_second(one)) is not None]
+            pulling = pull_bytes / min(rates) if rates else 0.0
+        return self.computing(visit, node) + pulling + self.overhead(node)
+
+    def predict(self, visit: Visit, pull_bytes: int = 0) -> Prediction:
+        """Return what is expected of a visit to its node; see `expected_seconds`."""
         return Prediction(
-            seconds=self.computing(visit, node) + pulling + self.overhead(node),
-            private_bytes=self.cost(visit, node).private_bytes,
+            seconds=self.expected_seconds(visit, pull_bytes),
+            private_bytes=self.cost(visit, visit.node).private_bytes,
         )
 
     def knows(self, node: int) -> bool:
@@ -242,25 +307,26 @@ class Outlook:
 
     def room(self, node: int) -> int | None:
         """Return the bytes that a visit may take of a node's memory; none if nothing is known."""
-        limits = (self._config.nodes.memory_bytes, self._free_bytes[node])
-        return min((one for one in limits if one), default=None)
+        limit, free = self._memory_bytes, self._free_bytes[node]
+        return min(limit, free) if limit and free else (limit or free or None)
 
     def has_room(self, visit: Visit, node: int) -> bool:
         """Return whether a node's memory, as far as it is known, bears a visit."""
         room = self.room(node)
         return room is None or self.cost(visit, node).private_bytes <= room
 
-    def _model(self, visit: Visit) -> VisitModel:
+    def _model(self, visit: Visit) -> _Model:
         key = (visit.trained, visit.cut)
         model = self._models.get(key)
         if model is None:
-            model = self._models[key] = VisitModel(
+            visits = VisitModel(
                 visit,
                 self.facts.costs,
                 training=self._config.training,
                 loss=self._config.loss,
                 augmentation=self._config.augmentation,
             )
+            model = self._models[key] = _Model(visits)
         return model
 
     def _find_middling(self) -> tuple[float, float]:

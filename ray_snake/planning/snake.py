@@ -64,6 +64,7 @@ class Snake(Strategy):
             )
             for place, (span, own) in enumerate(zip(self.spans, self._chosen, strict=True))
         }
+        self._unchanged = [Choice(place=place) for place in self._places]
         self.coverage = Coverage(nodes, len(self.spans))
         # What the order proposed: so it goes its way, whatever nodes were given in its place.
         self._proposed_to = Coverage(nodes, len(self.spans))
@@ -106,7 +107,7 @@ class Snake(Strategy):
                 node, trip=trip, proposed=proposed, places=free, counts=counts
             )
         elif proposed in free:
-            choice = Choice(place=proposed)
+            choice = self._unchanged[proposed]
         else:
             nearest = min(free, key=lambda one: (counts[one], abs(one - proposed), one))
             choice = Choice(place=nearest)

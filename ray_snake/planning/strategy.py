@@ -225,7 +225,7 @@ class Strategy(ABC):
             if node in busy:
                 continue
             visit = self.plan(self._handed_out + 1, trip, node)
-            if all(_may_go_on_together(visit, one) for one in running):
+            if not running or all(_may_go_on_together(visit, one) for one in running):
                 return visit
             if not self.spreads:
                 break

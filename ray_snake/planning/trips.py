@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 
@@ -30,7 +31,9 @@ class Trips:
         """The nodes that take part, ascending."""
         self.trip = 0
         """The last trip that has begun."""
-        self.left: dict[tuple[int, int], None] = {}
+        # A plain dict would be slow: its first entry is found by passing over all that were taken
+        # out before it.
+        self.left: OrderedDict[tuple[int, int], None] = OrderedDict()
         """What is left of the trips that have begun: (trip, node) in order."""
         self._trips = trips
         self._crossing = crossing or (lambda trip: self.members)
@@ -63,7 +66,7 @@ class Trips:
     def begin(self) -> None:
         """Begin the next trip."""
         following = self.following()
-        self.left |= dict.fromkeys(following)
+        self.left.update(dict.fromkeys(following))
         self._sizes.append(len(following))
         self.trip += 1
 

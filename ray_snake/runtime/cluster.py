@@ -79,9 +79,12 @@ def _lean() -> Iterator[None]:
 
     Ray has no option against its autoscaler, its log monitor and, even with the dashboard switched
     off, its dashboard server. They would take 160 MiB and some three CPU seconds, and do nothing:
-    the cluster doesn't grow, and no log is shown. What a user has set for Ray holds.
+    the cluster doesn't grow, and no log is shown. To learn whether a dashboard could be served, it
+    imports all that one needs, 15 MiB; told that it can't, it has an agent serve none either. What
+    a user has set for Ray holds.
     """
     try:
+        from ray._private import utils
         from ray._private.node import Node
     except ImportError:
         # A later Ray may have it elsewhere; then it starts all that it has.
@@ -91,21 +94,30 @@ def _lean() -> Iterator[None]:
     def start_nothing(node: Node, **_: object) -> None:
         pass
 
-    unused = ("start_monitor", "start_log_monitor", "start_api_server")
-    kept = {name: getattr(Node, name) for name in unused if hasattr(Node, name)}
+    def unwanted() -> ImportError:
+        return ImportError("an embedded cluster has no dashboard")
+
+    changes: list[tuple[Any, str, Callable[..., Any]]] = [
+        (Node, "start_monitor", start_nothing),
+        (Node, "start_log_monitor", start_nothing),
+        (Node, "start_api_server", start_nothing),
+        (utils, "get_dashboard_dependency_error", unwanted),
+    ]
+    changes = [one for one in changes if hasattr(*one[:2])]
+    kept = [(owner, name, getattr(owner, name)) for owner, name, _ in changes]
     settings = {name: text for name, text in SETTINGS.items() if name not in os.environ}
     if (os.cpu_count() or 1) > PRESTARTED_WORKERS:
         settings.setdefault("RAY_prestart_worker_first_driver", "0")
-    for name in kept:
-        setattr(Node, name, start_nothing)
+    for owner, name, other in changes:
+        setattr(owner, name, other)
     os.environ.update(settings)
     try:
         yield
     finally:
         for name in settings:
             del os.environ[name]
-        for name, method in kept.items():
-            setattr(Node, name, method)
+        for owner, name, function in kept:
+            setattr(owner, name, function)
 
 
 def _no_cluster(address: str, error: Exception) -> ResourceError:

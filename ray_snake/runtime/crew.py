@@ -86,6 +86,13 @@ class Muster:
         present = [(group, self._places(group)) for group in [*groups, *alone]]
         self.groups = [replace(group, nodes=places) for group, places in present if places]
 
+    def numbers_or_sources(self) -> list[int | ShardSource]:
+        """Return, of `sources`, the numbers of those that the run started with; others as such."""
+        return [
+            node if node < len(self._first) else self.sources[place]
+            for node, place in self._place.items()
+        ]
+
     def first_groups(self, shared: Sequence[NodeGroup]) -> list[NodeGroup]:
         """Return the processes of the nodes that the run started with.
 

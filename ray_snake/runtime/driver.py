@@ -329,6 +329,7 @@ class Driver:
             transfers=state.moved.transfers,
             **report,
             seconds=state.seconds,
+            fetch_seconds=state.fetch_seconds,
             finished_at=time.time(),
             averaged=visit.averaged,
             place=visit.place,

@@ -62,7 +62,12 @@ def forecast(
         nodes: The nodes, checked.
         trips: How many trips to list.
     """
-    costs = measured_costs(config, stack, nodes)
+    costs = measured_costs(
+        config,
+        stack,
+        sample_shape=nodes[0].sample_shape,
+        integer_inputs=nodes[0].integer_inputs,
+    )
     facts = Facts(rows=tuple(node.samples for node in nodes), costs=costs)
     strategy = make_strategy(config, nodes=len(nodes), blocks=len(stack))
     outlook = strategy.know(facts)
@@ -83,17 +88,16 @@ def forecast(
 
 
 def measured_costs(
-    config: SnakeConfig, stack: BlockStack, nodes: Sequence[NodeSpec]
+    config: SnakeConfig, stack: BlockStack, *, sample_shape: tuple[int, ...], integer_inputs: bool
 ) -> tuple[BlockCost, ...]:
     """Return what each block costs, measured on this machine with the nodes' kind of rows."""
-    shape, integers = nodes[0].sample_shape, nodes[0].integer_inputs
     batch = config.training.batch_size
-    costs, _ = profile_blocks(stack, shape, integer_inputs=integers, batch=batch)
+    costs, _ = profile_blocks(stack, sample_shape, integer_inputs=integer_inputs, batch=batch)
     return time_blocks(
         stack,
         costs,
-        shape,
-        integer_inputs=integers,
+        sample_shape,
+        integer_inputs=integer_inputs,
         training=config.training,
         threads=config.nodes.threads,
     )

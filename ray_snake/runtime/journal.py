@@ -117,8 +117,10 @@ class VisitRecord(Record):
         planned_steps: The steps it was to make, where the driver chose them; else none.
         why: What made the driver leave the fixed order; empty where it did not.
         late: Whether it was stopped at its deadline.
-        predicted_seconds: What `seconds` was predicted to be; none if nothing was.
+        predicted_seconds: What `seconds` was predicted to be when the node was sent the visit;
+            none if nothing was.
         predicted_bytes: The node's own peak memory, likewise.
+        fetch_seconds: The part of `seconds` until the node had what is fetched ahead of visits.
         pull_bytes: Bytes that it waited for in `pull_seconds`; others had been fetched ahead.
         free_bytes: Free memory of its machine at its end; none if unknown.
         staleness: How many results came in between its start and its decision.
@@ -159,6 +161,7 @@ class VisitRecord(Record):
     late: bool = False
     predicted_seconds: float | None = None
     predicted_bytes: int | None = None
+    fetch_seconds: float = 0.0
     pull_bytes: int = 0
     free_bytes: int | None = None
     staleness: int = 0
@@ -189,6 +192,7 @@ class VisitRecord(Record):
             seconds=self.seconds,
             pull_bytes=self.pull_bytes,
             pull_seconds=self.pull_seconds,
+            fetch_seconds=self.fetch_seconds,
             free_bytes=self.free_bytes,
             late=self.late,
         )

@@ -1,20 +1,25 @@
-"""What is looked at before any actor starts, so that bad input costs nothing."""
+"""What is looked at before any actor starts, so that bad input costs nothing.
+
+Importing this does not import torch; what has a network as an argument does.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ray_snake.config import SnakeConfig
 from ray_snake.data import ShardSource
-from ray_snake.engine.fit import output_shape
-from ray_snake.engine.stack import BlockStack
 from ray_snake.errors import ConfigError, DataError
 from ray_snake.planning.strategy import make_strategy
 from ray_snake.runtime.messages import NodeSpec
 from ray_snake.runtime.recipe import Recipe
 from ray_snake.runtime.shard_checks import ShardFacts, check_shard, shard_facts
+
+if TYPE_CHECKING:
+    from ray_snake.engine.stack import BlockStack
 
 Answer = TypeVar("Answer")
 
@@ -25,6 +30,8 @@ def classes_for(stack: BlockStack, facts: ShardFacts, name: str) -> int | None:
     Raises:
         DataError: If the network can't take such rows.
     """
+    from ray_snake.engine.fit import output_shape
+
     shape = output_shape(
         stack, facts.sample_shape, integer_inputs=facts.integer_inputs, subject=name
     )
@@ -44,22 +51,35 @@ def check_model(recipe: Recipe, *, nodes: int) -> BlockStack:
     return stack
 
 
-def check_shards(
-    stack: BlockStack,
-    sources: Sequence[ShardSource],
-    on_sources: Callable[..., list[Any]] | None = None,
-) -> list[NodeSpec]:
-    """Check every node's shard against the network; return the nodes.
+def check_shards(stack: BlockStack, sources: Sequence[ShardSource]) -> list[NodeSpec]:
+    """Check every node's shard against the network, here; return the nodes.
 
     Args:
         stack: The network without weights.
         sources: The nodes' shards.
-        on_sources: Runs a function over lists of arguments where the shards are; here by default.
 
     Raises:
         DataError: If a shard can't be used as it is.
     """
-    run = on_sources or _here
+    return check_nodes(functools.partial(classes_for, stack), sources, _here)
+
+
+def check_nodes(
+    classes_of: Callable[[ShardFacts, str], int | None],
+    sources: Sequence[ShardSource],
+    run: Callable[..., list[Any]],
+) -> list[NodeSpec]:
+    """Check every node's shard against the network; return the nodes.
+
+    Args:
+        classes_of: Tells the network's classes: see `classes_for`.
+        sources: The nodes' shards.
+        run: Runs a function over lists of arguments where the shards are; the first of each list
+            is the source.
+
+    Raises:
+        DataError: If a shard can't be used as it is.
+    """
     facts: list[ShardFacts] = run(shard_facts, [(source,) for source in sources])
     for source, found in zip(sources, facts, strict=True):
         if found.samples == 0:
@@ -70,7 +90,7 @@ def check_shards(
     for source, found in zip(sources, facts, strict=True):
         kind = replace(found, samples=0)
         if kind not in kinds:
-            kinds[kind] = classes_for(stack, kind, source.subject)
+            kinds[kind] = classes_of(kind, source.subject)
     classes = [kinds[replace(found, samples=0)] for found in facts]
     run(check_shard, list(zip(sources, classes, strict=True)))
     return [

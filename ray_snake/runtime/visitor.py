@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from ray_snake.config import SnakeConfig
@@ -103,8 +104,8 @@ class Visitor:
         started = time.monotonic()
         try:
             shipment = await self._in_time(self._supply.ship(visit, handle), visit)
-            outlook = self._strategy.outlook
-            prediction = None if outlook is None else outlook.predict(visit, shipment.bytes)
+            fetch_seconds = time.monotonic() - started
+            prediction = self._prediction(visit, shipment, fetch_seconds)
             task = self._task(visit, shipment)
             training = asyncio.create_task(handle.visit(task, shipment.deliveries))
             # As if the one that began first were the first to end.
@@ -130,6 +131,7 @@ class Visitor:
             moved=moved,
             machine=handle.machine,
             seconds=time.monotonic() - started,
+            fetch_seconds=fetch_seconds,
             prediction=prediction,
             late=late,
         )
@@ -153,6 +155,15 @@ class Visitor:
             seed=derive_seed(self._config.seed, "visit", visit.number),
             back=shipment.back,
         )
+
+    def _prediction(
+        self, visit: Visit, shipment: Shipment, fetch_seconds: float
+    ) -> Prediction | None:
+        outlook = self._strategy.outlook
+        if outlook is None:
+            return None
+        found = outlook.predict(visit, shipment.bytes)
+        return replace(found, seconds=fetch_seconds + found.seconds)
 
     def _deadline(self, prediction: Prediction | None) -> float | None:
         """Return the seconds after which a visit is stopped; none: never."""

@@ -54,6 +54,7 @@ def world_like(
             pace=[outlook.pace(node) for node in nodes],
             latency_seconds=[outlook.overhead(node) for node in nodes],
             bytes_per_second=[outlook.bytes_per_second(node) or math.inf for node in nodes],
+            corrections={one.trained: outlook.correction(one.planned) for one in visits},
         ),
         costs,
     )

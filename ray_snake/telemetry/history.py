@@ -67,6 +67,12 @@ HISTORY_SCHEMA: pa.Schema = pa.schema(
             "bytes",
         ),
         _column("pull_seconds", pa.float64(), "Getting and loading those blocks.", "seconds"),
+        _column(
+            "fetch_seconds",
+            pa.float64(),
+            "Waiting for blocks that were still being fetched ahead of the visit.",
+            "seconds",
+        ),
         _column("train_seconds", pa.float64(), "Training, prefix and teacher included.", "seconds"),
         _column("seconds", pa.float64(), "From sending the visit to its decision.", "seconds"),
         _column(

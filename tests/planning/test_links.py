@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_adaptation import COSTS, snake
+from test_adaptation import COSTS
+from test_adaptation import snake as small_snake
 
-from ray_snake.planning.outlook import RATES_KEPT, Outcome
+from ray_snake.planning.outlook import LEAST_BYTES, RATES_KEPT, Facts, Outcome
 
-SPAN_BYTES = 2 * COSTS[0].weight_bytes
+COSTS_OF_LARGE = tuple(replace(one, weight_bytes=200_000) for one in COSTS)
+SPAN_BYTES = 400_000
+
+
+def snake(**section):
+    """A snake with blocks that are large enough to tell something of a link."""
+    made = small_snake(**section)
+    made.know(Facts(rows=(320,) * 8, costs=COSTS_OF_LARGE))
+    return made
 
 
 def outcome(strategy, visit, *, sender, rates, pace=1.0, overhead=0.01):
@@ -46,7 +56,7 @@ def nodes_of(found, trip):
 
 
 # Pulling a span takes the slowest node here 20 seconds, and a visit computes for about .1 second.
-RATES = [1e3, 8e6, 100.0, 10e6, 5e3, 7e6, 9e6, 100e3]
+RATES = [200e3, 1.6e9, 20e3, 2e9, 1e6, 1.4e9, 1.8e9, 20e6]
 
 
 def test_trips_go_from_fast_links_to_slow_ones_and_back():
@@ -74,7 +84,7 @@ def test_a_slow_link_takes_no_steps_away():
     assert all(visit.steps is None for visit, _ in crawl(snake(), RATES))
 
 
-@given(fast=st.permutations([8e6, 9e6, 10e6, 20e6, 40e6, 80e6, 160e6, 320e6]))
+@given(fast=st.permutations([1.6e9, 1.8e9, 2e9, 4e9, 8e9, 16e9, 32e9, 64e9]))
 @settings(max_examples=20)
 def test_links_that_hardly_count_leave_the_order_alone(fast):
     found = crawl(snake(trips=4), fast)
@@ -94,9 +104,11 @@ def test_a_visit_is_expected_to_wait_for_its_bytes_over_the_slower_link():
         visit for visit, _ in crawl(snake(trips=8), RATES) if visit.node == 2 and visit.trip == 8
     )
     alone = outlook.predict(other).seconds
-    waits = outlook.predict(other, 4000).seconds - alone
+    waits = outlook.predict(other, 800_000).seconds - alone
     slower = min(outlook.bytes_per_second(2), outlook.bytes_per_second(last.node))
-    assert waits == pytest.approx(4000 / slower)
+    assert waits == pytest.approx(800_000 / slower)
+    # Ray sends small objects along with its messages.
+    assert outlook.predict(other, LEAST_BYTES - 1).seconds == alone
     assert alone == pytest.approx(outlook.computing(other, 2) + 0.01)
 
 
@@ -111,9 +123,9 @@ def test_a_link_is_as_fast_as_its_fastest_pull_of_late():
                 visit=visits[3],
                 steps=1,
                 train_seconds=0.1,
-                seconds=1.0,
-                pull_bytes=1000,
-                pull_seconds=1000 / rate,
+                seconds=100.0,
+                pull_bytes=LEAST_BYTES,
+                pull_seconds=LEAST_BYTES / rate,
             )
         )
     assert strategy.outlook.bytes_per_second(3) == pytest.approx(6e3)

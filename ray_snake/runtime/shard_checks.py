@@ -56,13 +56,18 @@ def check_shard(source: ShardSource, classes: int | None) -> None:
 def check_joining(recipe: Recipe, source: ShardSource) -> NodeSpec:
     """Check the shard of a node that joins a run: what is checked of all others before it starts.
 
-    The one function here that imports torch, in the process that it is called in.
+    Imports torch in the process that it is called in, once the shard is known to have rows.
 
     Raises:
         InputError: If the shard can't be used, or does not fit the model or the settings.
     """
-    from ray_snake.runtime.preflight import check_settings, check_shards
+    from ray_snake.runtime.preflight import check_nodes, check_settings, classes_for
 
-    (spec,) = check_shards(recipe.skeleton(), [source])
+    def classes(facts: ShardFacts, name: str) -> int | None:
+        return classes_for(recipe.skeleton(), facts, name)
+
+    (spec,) = check_nodes(
+        classes, [source], lambda function, arguments: [function(*one) for one in arguments]
+    )
     check_settings(recipe.config, [spec])
     return spec

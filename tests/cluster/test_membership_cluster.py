@@ -31,6 +31,9 @@ from ray_snake.storage import Storage
 
 PROGRAMS = Path(sysconfig.get_path("scripts"))
 LATE = "late.arrow"
+# Three processes one after another that import torch, on a machine that may have much else to do.
+PATIENCE_SECONDS = 300.0
+WAIT = ("--wait", str(PATIENCE_SECONDS))
 
 
 def both(first, second):
@@ -100,6 +103,7 @@ def copy_of(folder, target):
     until(copied, "the run's folder is copied")
 
 
+@pytest.mark.timeout(900)
 def test_nodes_come_and_go_by_command_and_a_run_that_goes_on_has_the_same_bits(
     raylets, storage, tmp_path, gate
 ):
@@ -115,12 +119,12 @@ def test_nodes_come_and_go_by_command_and_a_run_that_goes_on_has_the_same_bits(
         gate.pid()
         # Asked for while visit 4 is held; taken up one after another.
         commands = {
-            "bad": start("add", str(run), str(bad)),
-            "remove": start("remove", str(run), "digits/train[1]", "--json"),
+            "bad": start("add", str(run), str(bad), *WAIT),
+            "remove": start("remove", str(run), "digits/train[1]", "--json", *WAIT),
         }
-        until(lambda: Storage(str(run)).list("answers") or commands["bad"].poll(), "a refusal")
-        commands["add"] = start("add", str(run), str(shard), "--name", "late", "--json")
-        until(lambda: is_open_somewhere(shard), "the node that joins is up")
+        until(lambda: commands["bad"].poll() is not None, "a refusal", PATIENCE_SECONDS)
+        commands["add"] = start("add", str(run), str(shard), "--name", "late", "--json", *WAIT)
+        until(lambda: is_open_somewhere(shard), "the node that joins is up", PATIENCE_SECONDS)
         gate.open()
         answers.update({name: end(process) for name, process in commands.items()})
         later.pid()

@@ -161,6 +161,7 @@ class Outlook:
         """Take in one more node, with so many rows."""
         self.members.append(len(self.facts.rows))
         self.facts = replace(self.facts, rows=(*self.facts.rows, rows))
+        self._rows = self.facts.rows
         self._paces.append(Ratio())
         self._overheads.append(Ratio())
         self._rates.append(deque(maxlen=RATES_KEPT))

@@ -190,7 +190,7 @@ class Strategy(ABC):
     def heads(self) -> int:
         """Visits that may go on at once, now."""
         snake = self.config.snake
-        trip = self.trip if self.is_within_trip else self.trip + 1
+        trip = self._trips.trip if self._trips.left else self._trips.trip + 1
         return snake.heads if trip > snake.heads_after_trips else 1
 
     @property
@@ -208,13 +208,14 @@ class Strategy(ABC):
         Returns:
             None when the run's trips are done, or when nothing can be done beside what is running.
         """
-        if not self._trips.left and self.trip < self.trips:
+        trips = self._trips
+        if not trips.left and trips.trip < self.trips:
             self.begins()
-            self._trips.begin()
+            trips.begin()
         visit = self.peek(running, busy)
         if visit is not None:
             self._handed_out = visit.number
-            self._trips.take(visit.trip, visit.node)
+            trips.take(visit.trip, visit.node)
             self.handed_out(visit)
         return visit
 

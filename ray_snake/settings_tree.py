@@ -19,6 +19,7 @@ else:
 
 
 PositiveInt = Annotated[int, Field(gt=0)]
+TwoOrMore = Annotated[int, Field(ge=2)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]

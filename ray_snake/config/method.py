@@ -14,6 +14,7 @@ from ray_snake.settings_tree import (
     PositiveFloat,
     PositiveInt,
     Section,
+    TwoOrMore,
     none_if_named,
 )
 
@@ -39,10 +40,15 @@ class SnakeSection(Section):
     warmup_trips: NonNegativeInt = Field(
         default=0, description="First trips in which nodes train the whole model, where they can."
     )
+    whole_every: Annotated[TwoOrMore | None, BeforeValidator(none_if_named)] = Field(
+        default=None,
+        description="After the warm-up too, every so many trips one trains the whole model where "
+        "nodes can: with 3, two trips train spans, then one the whole. None: the warm-up alone.",
+    )
     warmup_nodes: Integers | None = Field(
         default=None,
         description="Numbers, from 0, of the nodes that can train the whole model; others train "
-        "spans from the start. None: all can.",
+        "spans in every trip. None: all can.",
     )
     warmup_rate: PositiveFloat = Field(
         default=1.0,

@@ -152,7 +152,10 @@ class SnakeConfig(Section):
         ]
 
     def fingerprint(self) -> str:
-        """Return a short hash of all settings that decide a run's weights (hexadecimal)."""
-        tree = self.tree()
-        decisive = json.dumps({key: tree[key] for key in self.DECISIVE}, sort_keys=True)
+        """Return a short hash of all settings that decide a run's weights (hexadecimal).
+
+        Those at their default don't count, so that a setting that is new leaves it as it was.
+        """
+        tree = self.model_dump(mode="json", exclude_defaults=True)
+        decisive = json.dumps({key: tree.get(key) for key in self.DECISIVE}, sort_keys=True)
         return hashlib.sha256(decisive.encode()).hexdigest()[:16]

@@ -91,7 +91,7 @@ class Snake(Strategy):
 
     def plan(self, number: int, trip: int, node: int) -> Visit:
         """Return a warm-up visit, or one to the span that order, coverage and node allow."""
-        if trip <= self.config.snake.warmup_trips and node in self._warmup_nodes:
+        if self._trains_whole(trip, node):
             visit = self.whole(number, trip, node)
             if self._adaptation is None:
                 return visit
@@ -123,7 +123,7 @@ class Snake(Strategy):
 
     def is_warm_up(self, visit: Visit) -> bool:
         """Return whether a visit trains the whole model, as only some nodes may be able to."""
-        return visit.trip <= self.config.snake.warmup_trips and visit.node in self._warmup_nodes
+        return self._trains_whole(visit.trip, visit.node)
 
     def learning_rate(self, visit: Visit) -> float:
         """Return the learning rate of a visit: lower where the whole model trains."""
@@ -156,12 +156,30 @@ class Snake(Strategy):
             self._proposed_to.take_back(visit.node, self._proposals[visit.number])
             self.coverage.take_back(visit.node, visit.place)
 
+    def _trains_whole(self, trip: int, node: int) -> bool:
+        """Return whether a visit of a trip trains the whole model."""
+        snake = self.config.snake
+        late = trip - snake.warmup_trips
+        recurs = snake.whole_every is not None and late % snake.whole_every == 0
+        return node in self._warmup_nodes and (late <= 0 or recurs)
+
+    def _whole_trips_before(self, trip: int) -> int:
+        """Return the trips before one that the walk over the spans leaves out.
+
+        A node that can't train the whole model has its place in the walk all the same: in the
+        warm-up as if there were none, later that of the trip before.
+        """
+        snake = self.config.snake
+        late = trip - snake.warmup_trips
+        if late <= 0:
+            return 0
+        return snake.warmup_trips + (late // snake.whole_every if snake.whole_every else 0)
+
     def _proposed(self, number: int, trip: int, node: int) -> int:
         """Return the place that order and coverage choose."""
         if self._proposal is not None and self._proposal[0] == (number, trip, node):
             return self._proposal[1]
-        warmup = self.config.snake.warmup_trips
-        before = warmup if trip > warmup else 0
+        before = self._whole_trips_before(trip)
         turn = Turn(number=number - before * self.nodes, trip=trip - before, node=node)
         place = self._order.choose(
             turn, self._proposed_to.least_trained(node, self._order.stay - 1)

@@ -318,6 +318,17 @@ def test_what_decides_the_weights_changes_the_fingerprint_and_is_named(setting, 
     assert after.changed_keys(before) == [changed]
 
 
+def test_a_setting_that_is_new_leaves_the_fingerprint_of_what_goes_without_it():
+    class NewerSnake(SnakeSection):
+        new: int = 3
+
+    class NewerConfig(SnakeConfig):
+        snake: NewerSnake = NewerSnake()
+
+    assert NewerConfig().fingerprint() == SnakeConfig().fingerprint()
+    assert NewerConfig.from_tree({}, ["snake.new=4"]).fingerprint() != SnakeConfig().fingerprint()
+
+
 @pytest.mark.parametrize(
     "setting",
     [

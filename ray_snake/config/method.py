@@ -54,6 +54,12 @@ class SnakeSection(Section):
         default=1.0,
         description="Factor of the learning rate where the whole model trains: it bears less.",
     )
+    mean_visits: Annotated[TwoOrMore | None, BeforeValidator(none_if_named)] = Field(
+        default=None,
+        description="Last visits of a run that its final weights are the mean over: of the model "
+        "after each. Their versions wait at the driver's side; no node gets a byte more. None: the "
+        "final weights are the last visit's.",
+    )
     adapt: bool = Field(
         default=False,
         description="Suit visits to what nodes turn out to be able to do: see `[adaptation]`. "

@@ -105,6 +105,14 @@ class Strategy(ABC):
         return snake.heads if trip > snake.heads_after_trips else 1
 
     @property
+    def mean(self) -> range | None:
+        """Numbers of the last visits that the final weights are the mean over; none: no mean."""
+        visits = self.config.snake.mean_visits
+        if visits is None:
+            return None
+        return range(max(1, self.total - visits + 1), self.total + 1)
+
+    @property
     def is_over(self) -> bool:
         """Whether all visits were handed out."""
         return not self._left and self._trip == self.trips
@@ -257,6 +265,7 @@ def make_strategy(
         )
     strategy = chosen(config, nodes=nodes, blocks=blocks)
     _check_heads(strategy)
+    _check_mean(strategy)
     return strategy
 
 
@@ -280,3 +289,21 @@ def _check_heads(strategy: Strategy) -> None:
             f"{heads}, and codec.name {strategy.config.codec.name!r} is for a single one",
             'set it to 1, or codec.name to "none"',
         )
+
+
+def _check_mean(strategy: Strategy) -> None:
+    config = strategy.config
+    if config.snake.mean_visits is None:
+        return
+    subject, remedy = f"{config.snake.mean_visits}", 'set it to "none"'
+    if strategy.averages:
+        problem = f"and {config.strategy!r} averages its rounds itself"
+    elif config.snake.heads > 1:
+        problem = f"and with {config.snake.heads} heads (snake.heads) visits have no one order"
+    elif config.codec.name != "none":
+        problem = f"and codec.name {config.codec.name!r} is for what one visit leaves to the next"
+    elif config.training.optimizer_state != "reset":
+        problem = "and an optimizer's state (training.optimizer_state) has no mean of use"
+    else:
+        return
+    raise ConfigError("snake.mean_visits", f"{subject}, {problem}", remedy)

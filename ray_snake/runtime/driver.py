@@ -162,7 +162,7 @@ class Driver:
         )
         self._roster.begin(self._strategy.upcoming_nodes())
         await self._engine.start()
-        wholes = await stored_blocks(journal, anchors, self._engine)
+        wholes = await stored_blocks(journal, anchors, self._engine, self._strategy.mean)
         self._take_up(journal, anchors, wholes)
         if journal.current_blocks():
             await self._evaluate_if_missing(journal)
@@ -186,6 +186,7 @@ class Driver:
             emit=self._emit,
             wholes=wholes,
             on_whole=on_whole,
+            mean=self._strategy.mean,
         )
         ledger = Ledger(
             [one.version for one in journal.current_blocks()] or [0] * len(self._blocks.names),
@@ -217,6 +218,7 @@ class Driver:
             supply=supply,
             recorder=self._recorder,
             through_driver=self._through_driver,
+            mean=self._strategy.mean,
         )
         self._visitor = Visitor(
             config=self._config,

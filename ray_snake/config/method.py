@@ -12,6 +12,7 @@ from ray_snake.settings_tree import (
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
+    PositiveFraction,
     PositiveInt,
     Section,
     TwoOrMore,
@@ -53,6 +54,11 @@ class SnakeSection(Section):
     warmup_rate: PositiveFloat = Field(
         default=1.0,
         description="Factor of the learning rate where the whole model trains: it bears less.",
+    )
+    warmup_distillation: Annotated[PositiveFraction | None, BeforeValidator(none_if_named)] = Field(
+        default=None,
+        description="Weight of distillation where the whole model trains, in place of "
+        "`loss.distillation`: it forgets more.",
     )
     mean_visits: Annotated[TwoOrMore | None, BeforeValidator(none_if_named)] = Field(
         default=None,

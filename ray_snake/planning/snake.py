@@ -130,6 +130,10 @@ class Snake(Strategy):
         factor = self.config.snake.warmup_rate if self.is_warm_up(visit) else 1.0
         return factor * super().learning_rate(visit)
 
+    def distillation(self, visit: Visit) -> float | None:
+        """Return the weight of distillation where the whole model trains; none elsewhere."""
+        return self.config.snake.warmup_distillation if self.is_warm_up(visit) else None
+
     def handed_out(self, visit: Visit) -> None:
         """Count a visit to a span."""
         if visit.place is None:

@@ -71,6 +71,11 @@ class Strategy(ABC):
         """Return the learning rate of a visit: constant within a trip."""
         return scheduled(self.config.training, trip=visit.trip, trips=self.config.snake.trips)
 
+    def distillation(self, visit: Visit) -> float | None:
+        """Return a visit's own weight of distillation; none: that of the settings' loss."""
+        del visit
+        return None
+
     def is_warm_up(self, visit: Visit) -> bool:
         """Return whether a visit needs more of its node than most nodes can give."""
         del visit

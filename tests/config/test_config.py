@@ -345,6 +345,13 @@ def test_what_does_not_decide_the_weights_may_change(setting):
     assert before.changed_keys(after) == []
 
 
+def test_whole_models_are_distilled_only_where_others_are():
+    assert refusal({"snake": {"warmup_distillation": 0.4}, "loss": {"distillation": 0.0}}) == (
+        "config: snake.warmup_distillation 0.4 goes with loss.distillation above 0; set both, or "
+        "neither"
+    )
+
+
 def test_every_section_either_decides_the_weights_or_may_change():
     may_change = {"nodes", "transport", "failures", "evaluation", "storage", "tune"}
     assert set(SnakeConfig.DECISIVE) | may_change == set(SnakeConfig.model_fields)

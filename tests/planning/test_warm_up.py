@@ -131,6 +131,15 @@ def test_recurring_whole_visits_are_what_only_some_nodes_can_do_at_a_rate_of_the
     assert strategy.learning_rate(whole) == 0.05
 
 
+def test_the_whole_model_has_a_weight_of_distillation_of_its_own():
+    strategy = make(whole_every=2, warmup_nodes=[0], warmup_distillation=0.4, trips=2)
+    weights = {visit.number: strategy.distillation(visit) for visit in drain(strategy)}
+    # The second trip goes back: node 0 comes last.
+    assert weights == {number: 0.4 if number == 2 * NODES else None for number in weights}
+    plain = make(warmup_trips=1, trips=1)
+    assert {plain.distillation(visit) for visit in drain(plain)} == {None}
+
+
 def test_every_trip_whole_is_no_snake():
     with pytest.raises(ConfigError, match=r"snake\.whole_every"):
         make(whole_every=1)

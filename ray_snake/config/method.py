@@ -32,7 +32,7 @@ class SnakeSection(Section):
     spans: Annotated[tuple[Integers, ...] | None, Field(strict=False, min_length=1)] = Field(
         default=None,
         description="The blocks of each span, such as `[[2, 3], [4, 5, 6]]`, in place of "
-        "`span_width`. A block of no span is trained in warm-up visits alone.",
+        "`span_width`. A block of no span is trained with the whole model alone.",
     )
     trips_per_span: PositiveInt = Field(
         default=1, description="Trips that `span_major` stays with a span before it moves on."

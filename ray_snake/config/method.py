@@ -38,6 +38,12 @@ class SnakeSection(Section):
         default=1, description="Trips that `span_major` stays with a span before it moves on."
     )
     trips: PositiveInt = Field(default=12, description="How often the snake crosses all nodes.")
+    turns: bool = Field(
+        default=True,
+        description="Go back over the nodes on every second trip: the node at each end then comes "
+        "twice in a row and pulls nothing in between. False: each trip begins with the first node, "
+        "so that none waits longer for its next visit than others.",
+    )
     warmup_trips: NonNegativeInt = Field(
         default=0, description="First trips in which nodes train the whole model, where they can."
     )

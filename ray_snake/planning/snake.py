@@ -71,7 +71,10 @@ class Snake(Strategy):
         # Asked for again when a planned visit is handed out: its turn, and the place.
         self._proposal: tuple[tuple[int, int, int], int] | None = None
         self._order = (self.order or find_order(snake.order))(
-            spans=len(self.spans), seed=config.seed, stay=snake.trips_per_span
+            spans=len(self.spans),
+            seed=config.seed,
+            stay=snake.trips_per_span,
+            turns=snake.turns,
         )
         self._warmup_nodes = frozenset(_warmup_nodes(config, nodes))
         self._adaptation: Adaptation | None = None

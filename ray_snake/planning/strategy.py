@@ -14,6 +14,7 @@ from typing import ClassVar
 from ray_snake.config import SnakeConfig, TrainingConfig
 from ray_snake.errors import ConfigError
 from ray_snake.extensions import find
+from ray_snake.planning.order import forth_and_back
 from ray_snake.planning.outlook import Facts, Outcome, Outlook
 from ray_snake.planning.span import Span, Visit
 
@@ -64,8 +65,7 @@ class Strategy(ABC):
 
     def crossing(self, trip: int) -> list[int]:
         """Return the nodes of a trip in order: forth on the first trip, back on the second."""
-        forth = list(range(self.nodes))
-        return forth if trip % 2 == 1 else forth[::-1]
+        return forth_and_back(trip, self.nodes, turns=self.config.snake.turns)
 
     def learning_rate(self, visit: Visit) -> float:
         """Return the learning rate of a visit: constant within a trip."""

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from ray_snake.config import SnakeConfig, TrainingConfig
 from ray_snake.errors import ConfigError
 from ray_snake.planning.snake import Snake
+from ray_snake.planning.strategy import make_strategy
 
 NODES = 4
 BLOCKS = 6
@@ -138,6 +139,15 @@ def test_the_whole_model_has_a_weight_of_distillation_of_its_own():
     assert weights == {number: 0.4 if number == 2 * NODES else None for number in weights}
     plain = make(warmup_trips=1, trips=1)
     assert {plain.distillation(visit) for visit in drain(plain)} == {None}
+
+
+@pytest.mark.parametrize("strategy", ["snake", "cyclic"])
+def test_every_node_waits_equally_long_where_the_snake_does_not_turn(strategy):
+    config = SnakeConfig.from_tree(
+        {"strategy": strategy, "snake": {"trips": 4, "turns": False, "whole_every": 2}}
+    )
+    visits = drain(make_strategy(config, nodes=NODES, blocks=BLOCKS))
+    assert [one.node for one in visits] == [*range(NODES)] * 4
 
 
 def test_every_trip_whole_is_no_snake():

@@ -67,7 +67,13 @@ def test_a_run_ends_in_the_mean_of_the_models_after_its_last_visits(raylets, tmp
 
 
 def test_a_lost_engine_changes_neither_whole_trips_nor_the_mean(raylets, tmp_path):
-    snake = {"trips": 4, "whole_every": 2, "warmup_distillation": 0.4, "mean_visits": 5}
+    snake = {
+        "span_width": 1,
+        "trips": 4,
+        "whole_every": 2,
+        "warmup_distillation": 0.4,
+        "mean_visits": 5,
+    }
     settings = config("snake", count=3, loss={"distillation": 0.1}, snake=snake)
     act = on_visit(11, lambda: kill(pid_of("SnakeEngine")))
     disturbed = fit(settings, tmp_path / "disturbed", on_event=act)

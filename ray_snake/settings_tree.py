@@ -19,9 +19,11 @@ else:
 
 
 PositiveInt = Annotated[int, Field(gt=0)]
+TwoOrMore = Annotated[int, Field(ge=2)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
+PositiveFraction = Annotated[float, Field(gt=0, le=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 # TOML and JSON have no tuples: a list stands for one.
 Texts = Annotated[tuple[str, ...], Field(strict=False)]

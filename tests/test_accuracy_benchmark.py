@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -26,6 +27,8 @@ KEYS = {
     "serial_steps",
     "seconds",
     "config_hash",
+    "commit",
+    "machine",
 }
 
 
@@ -107,3 +110,30 @@ def test_what_was_trained_is_kept_and_shown_again(rows, workplace):
     again, log = compare(workplace, "--strategy", "snake", "--rate", "0.01")
     assert again == [row for row in rows if row["strategy"] == "snake"]
     assert "training" not in log
+
+
+def test_a_new_machine_goes_on_with_the_rows_of_another(rows, workplace, tmp_path):
+    (tmp_path / "data").symlink_to(workplace / "data")
+    known = str(workplace / "results" / "tiny.parquet")
+    # Neither is the snake trained again, nor its learning rate chosen anew.
+    both, log = compare(
+        tmp_path, "--strategy", "snake", "--strategy", "snake-no-kd", "--rows", known
+    )
+    assert both[0] == rows[2]
+    assert both[1]["learning_rate"] == rows[2]["learning_rate"]
+    trained = [line for line in log.splitlines() if line.startswith("training")]
+    assert trained == ["training cell-snake-no-kd-alpha0.1-1-0.01"]
+    shown, _ = compare(tmp_path, "--finished", "--rows", known)
+    assert [row["strategy"] for row in shown] == ["fedavg+la", "split+la", "snake", "snake-no-kd"]
+
+
+def test_rows_of_other_settings_are_trained_again(rows, workplace, tmp_path):
+    (tmp_path / "data").symlink_to(workplace / "data")
+    changed = {**rows[2], "config_hash": "0" * 16}
+    pq.write_table(pa.Table.from_pylist([changed]), tmp_path / "other.parquet")
+    again, log = compare(
+        tmp_path, "--strategy", "snake", "--rate", "0.01", "--rows", "other.parquet"
+    )
+    assert "1 known rows are of other settings" in log
+    assert "training cell-snake-alpha0.1-1-0.01" in log
+    assert again[0]["accuracy"] == rows[2]["accuracy"]

@@ -6,6 +6,9 @@ again; an interrupted one goes on where it was. `--scale small` fits two cores, 
 
     ray-snake data fetch cifar10 --out data/cifar10
     python jobs/benchmarks/accuracy.py --scale small --seeds 3 --jobs 2 --json
+
+`--rows docs/results/small.parquet` takes cells that were trained elsewhere as finished, where their
+settings are still the same.
 """
 
 from __future__ import annotations
@@ -18,15 +21,14 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import click
 import tomllib
 import torch
-from comparison.cell import Cell, settings, train
+from comparison.cell import Cell, Row, settings, train
 from comparison.data import PARTITIONS, Pictures, prepare
 from comparison.scales import SCALES, Scale
-from comparison.tables import write_results
+from comparison.tables import read_rows, write_results
 from comparison.variants import VARIANTS
 
 ROOT = Path(__file__).parents[2]
@@ -44,6 +46,7 @@ TUNING_SEED = 0
 @click.option("--rate", type=float, help="A learning rate for all, in place of choosing one.")
 @click.option("--jobs", default=1, show_default=True, help="Cells trained at the same time.")
 @click.option("--finished", is_flag=True, help="Train nothing; show the cells that are there.")
+@click.option("--rows", "known", help="Parquet file with rows of cells that are finished already.")
 @click.option("--results", help="Folder for the table, Parquet file and plots.")
 @click.option("--only", help="Train this one cell (used by the command itself).", hidden=True)
 @click.option("--json", "as_json", is_flag=True)
@@ -57,18 +60,24 @@ def main(
     rate: float | None,
     jobs: int,
     finished: bool,
+    known: str | None,
     results: str | None,
     only: str | None,
     as_json: bool,
 ) -> None:
     """Train every cell that is not there yet; then show one row for each."""
-    comparison = Comparison(SCALES[scale_name], Path(data), Path(storage) / scale_name)
+    comparison = Comparison(
+        SCALES[scale_name],
+        Path(data),
+        Path(storage) / scale_name,
+        known=[] if known is None else read_rows(Path(known)),
+    )
     if only is not None:
         chosen_cell = json.loads(only)
         chosen_cell["variant"] = VARIANTS[chosen_cell["variant"]]
         comparison.train(Cell(**chosen_cell))
         return
-    rows: list[dict[str, Any]] = comparison.finished() if finished else []
+    rows: list[Row] = comparison.finished() if finished else []
     arguments = ["--scale", scale_name, "--data", data, "--storage", storage]
     for partition in () if finished else partitions or tuple(PARTITIONS):
         names = chosen or tuple(VARIANTS)
@@ -98,13 +107,18 @@ class Comparison:
         scale: The size of every cell.
         source: Folder of CIFAR-10's pictures.
         folder: Where data, runs and rows are kept.
+        known: Rows of cells that were trained elsewhere: those with a variant's present settings
+            need no training.
     """
 
-    def __init__(self, scale: Scale, source: Path, folder: Path) -> None:
+    def __init__(
+        self, scale: Scale, source: Path, folder: Path, *, known: Sequence[Row] = ()
+    ) -> None:
         self._scale = scale
         self._source = source
         self._folder = folder.absolute()
         self._common = tomllib.loads(COMMON.read_text(encoding="utf-8"))
+        self._known = self._still_valid(known)
 
     def pictures(self, partition: str) -> Pictures:
         """Return the files of a partition; make those that are missing."""
@@ -119,7 +133,9 @@ class Comparison:
         )
 
     def tuning_cells(self, names: Sequence[str], partition: str) -> list[Cell]:
-        """Return the cells that learning rates are chosen by."""
+        """Return the cells that learning rates are chosen by, but for those that are known."""
+        # An ablation differs from the default in one thing alone.
+        tuned = dict.fromkeys(VARIANTS[one].tuned_as for one in names)
         return [
             Cell(
                 variant=VARIANTS[name],
@@ -128,19 +144,25 @@ class Comparison:
                 rate=rate,
                 tuning=True,
             )
-            # An ablation differs from the default in one thing alone.
-            for name in dict.fromkeys(VARIANTS[one].tuned_as for one in names)
+            for name in tuned
+            if self._known_rate(name, partition) is None
             for rate in self._scale.rates
         ]
 
     def best_rate(self, name: str, partition: str) -> float:
-        """Return the learning rate with the best accuracy on held-out rows."""
+        """Return the learning rate with the best accuracy on held-out rows.
+
+        It is the known rows' where there are some: they were trained with their best one.
+        """
+        known = self._known_rate(VARIANTS[name].tuned_as, partition)
+        if known is not None:
+            return known
         cells = self.tuning_cells([name], partition)
         return max(cells, key=lambda one: self.row(one)["accuracy"]).rate
 
     def train_all(self, cells: Sequence[Cell], arguments: Sequence[str], jobs: int) -> None:
         """Train those cells that are not there yet, each in a process of its own."""
-        missing = [one for one in cells if not self._file(one).exists()]
+        missing = [one for one in cells if not self._is_there(one)]
         for partition in {one.partition for one in missing}:
             self.pictures(partition)
 
@@ -164,39 +186,83 @@ class Comparison:
         pictures = self.pictures(cell.partition)
         config = settings(cell, self._scale, pictures, self._common)
         row = train(cell, self._scale, pictures, config, self._folder / "runs")
-        row["commit"] = commit()
+        row |= {"commit": commit(), "machine": machine()}
         file = self._file(cell)
         file.parent.mkdir(parents=True, exist_ok=True)
         scratch = file.with_suffix(".part")
         scratch.write_text(json.dumps(row), encoding="utf-8")
         scratch.rename(file)
 
-    def row(self, cell: Cell) -> dict[str, Any]:
+    def row(self, cell: Cell) -> Row:
         """Return a trained cell's row."""
-        found: dict[str, Any] = json.loads(self._file(cell).read_text(encoding="utf-8"))
-        return found
+        file = self._file(cell)
+        if file.exists():
+            found: Row = json.loads(file.read_text(encoding="utf-8"))
+            return found
+        return self._known[cell.key]
 
-    def finished(self) -> list[dict[str, Any]]:
+    def finished(self) -> list[Row]:
         """Return the rows of all trained cells: rivals first, then the snake's variants."""
         files = (self._folder / "rows").glob("cell-*.json")
-        rows: list[dict[str, Any]] = [json.loads(one.read_text(encoding="utf-8")) for one in files]
+        here: list[Row] = [json.loads(one.read_text(encoding="utf-8")) for one in files]
+        rows = {_place(row): row for row in [*self._known.values(), *here]}
         order = [*VARIANTS]
         return sorted(
-            rows, key=lambda row: (row["partition"], order.index(row["strategy"]), row["seed"])
+            rows.values(),
+            key=lambda row: (row["partition"], order.index(row["strategy"]), row["seed"]),
         )
+
+    def _still_valid(self, rows: Sequence[Row]) -> dict[str, Row]:
+        """Return rows by their cell's key, but for those of variants that have changed since."""
+        valid = {}
+        for row in rows:
+            variant = VARIANTS.get(row["strategy"])
+            if variant is None:
+                continue
+            cell = Cell(
+                variant=variant,
+                partition=row["partition"],
+                seed=row["seed"],
+                rate=row["learning_rate"],
+            )
+            config = settings(cell, self._scale, self.pictures(cell.partition), self._common)
+            if config.fingerprint() == row["config_hash"]:
+                valid[cell.key] = row
+        if len(valid) < len(rows):
+            click.echo(f"{len(rows) - len(valid)} known rows are of other settings", err=True)
+        return valid
+
+    def _known_rate(self, name: str, partition: str) -> float | None:
+        rates = (
+            float(row["learning_rate"])
+            for row in self._known.values()
+            if (row["strategy"], row["partition"]) == (name, partition)
+        )
+        return next(rates, None)
+
+    def _is_there(self, cell: Cell) -> bool:
+        return self._file(cell).exists() or cell.key in self._known
 
     def _file(self, cell: Cell) -> Path:
         return self._folder / "rows" / f"{cell.key}.json"
 
 
+def _place(row: Row) -> tuple[str, str, int]:
+    return row["partition"], row["strategy"], row["seed"]
+
+
 def made_by() -> str:
     """Return the command, the commit and the machine, for the head of a table."""
     command = " ".join(["python", str(Path(__file__).relative_to(ROOT)), *sys.argv[1:]])
-    cores, version = os.cpu_count(), torch.__version__
     return (
-        f"`{command}`, commit {commit()}, {platform.machine()} with {cores} cores, "
-        f"torch {version}. A row's own commit stands in the Parquet file."
+        f"`{command}`, commit {commit()}, {machine()}. A row's own commit and machine stand in the "
+        "Parquet file."
     )
+
+
+def machine() -> str:
+    """Return what the numbers depend on besides the code."""
+    return f"{platform.machine()} with {os.cpu_count()} cores, torch {torch.__version__}"
 
 
 def commit() -> str:
@@ -210,7 +276,7 @@ def commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def _lines(rows: Sequence[dict[str, Any]]) -> str:
+def _lines(rows: Sequence[Row]) -> str:
     return "\n".join(
         f"{row['partition']:10} {row['strategy']:16} seed {row['seed']}  "
         f"accuracy {row['accuracy']:.4f}  {row['bytes'] / 1e6:9.1f} MB"

@@ -12,8 +12,10 @@ from ray_snake.settings_tree import (
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
+    PositiveFraction,
     PositiveInt,
     Section,
+    TwoOrMore,
     none_if_named,
 )
 
@@ -30,23 +32,45 @@ class SnakeSection(Section):
     spans: Annotated[tuple[Integers, ...] | None, Field(strict=False, min_length=1)] = Field(
         default=None,
         description="The blocks of each span, such as `[[2, 3], [4, 5, 6]]`, in place of "
-        "`span_width`. A block of no span is trained in warm-up visits alone.",
+        "`span_width`. A block of no span is trained with the whole model alone.",
     )
     trips_per_span: PositiveInt = Field(
         default=1, description="Trips that `span_major` stays with a span before it moves on."
     )
     trips: PositiveInt = Field(default=12, description="How often the snake crosses all nodes.")
+    turns: bool = Field(
+        default=True,
+        description="Go back over the nodes on every second trip: the node at each end then comes "
+        "twice in a row and pulls nothing in between. False: each trip begins with the first node, "
+        "so that none waits longer for its next visit than others.",
+    )
     warmup_trips: NonNegativeInt = Field(
         default=0, description="First trips in which nodes train the whole model, where they can."
+    )
+    whole_every: Annotated[TwoOrMore | None, BeforeValidator(none_if_named)] = Field(
+        default=None,
+        description="After the warm-up too, every so many trips one trains the whole model where "
+        "nodes can: with 3, two trips train spans, then one the whole. None: the warm-up alone.",
     )
     warmup_nodes: Integers | None = Field(
         default=None,
         description="Numbers, from 0, of the nodes that can train the whole model; others train "
-        "spans from the start. None: all can.",
+        "spans in every trip. None: all can.",
     )
     warmup_rate: PositiveFloat = Field(
         default=1.0,
         description="Factor of the learning rate where the whole model trains: it bears less.",
+    )
+    warmup_distillation: Annotated[PositiveFraction | None, BeforeValidator(none_if_named)] = Field(
+        default=None,
+        description="Weight of distillation where the whole model trains, in place of "
+        "`loss.distillation`: it forgets more.",
+    )
+    mean_visits: Annotated[TwoOrMore | None, BeforeValidator(none_if_named)] = Field(
+        default=None,
+        description="Last visits of a run that its final weights are the mean over: of the model "
+        "after each. Their versions wait at the driver's side; no node gets a byte more. None: the "
+        "final weights are the last visit's.",
     )
     adapt: bool = Field(
         default=False,

@@ -100,6 +100,16 @@ class SnakeConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _whole_models_have_a_teacher_where_others_have(self) -> SnakeConfig:
+        # What a visit takes is predicted from the one weight.
+        if self.snake.warmup_distillation is not None and not self.loss.distillation:
+            raise ValueError(
+                f"snake.warmup_distillation {self.snake.warmup_distillation:g} goes with "
+                "loss.distillation above 0; set both, or neither"
+            )
+        return self
+
     @classmethod
     def load(cls, path: str | Path, settings: Sequence[str] = ()) -> SnakeConfig:
         """Read a TOML file and apply `section.key=value` settings on top.
@@ -152,7 +162,10 @@ class SnakeConfig(Section):
         ]
 
     def fingerprint(self) -> str:
-        """Return a short hash of all settings that decide a run's weights (hexadecimal)."""
-        tree = self.tree()
-        decisive = json.dumps({key: tree[key] for key in self.DECISIVE}, sort_keys=True)
+        """Return a short hash of all settings that decide a run's weights (hexadecimal).
+
+        Those at their default don't count, so that a setting that is new leaves it as it was.
+        """
+        tree = self.model_dump(mode="json", exclude_defaults=True)
+        decisive = json.dumps({key: tree.get(key) for key in self.DECISIVE}, sort_keys=True)
         return hashlib.sha256(decisive.encode()).hexdigest()[:16]

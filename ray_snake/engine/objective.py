@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -90,6 +91,14 @@ class Objective:
         self._prior: Tensor | None = None
         if label_counts is not None and settings.logit_adjustment > 0:
             self._prior = settings.logit_adjustment * log_frequencies(label_counts)
+
+    def weighted(self, distillation: float | None) -> Objective:
+        """Return this loss with another weight of distillation; none: this one."""
+        if distillation is None:
+            return self
+        other = copy.copy(self)
+        other._settings = self._settings.model_copy(update={"distillation": distillation})
+        return other
 
     @property
     def needs_teacher(self) -> bool:

@@ -50,6 +50,12 @@ def nearest(place: int, choices: Sequence[int]) -> int:
     return min(choices, key=lambda choice: (abs(choice - place), choice))
 
 
+def forth_and_back(trip: int, nodes: int, *, turns: bool = True) -> list[int]:
+    """Return the nodes of a trip (from 1): back on even trips if the snake turns, else forth."""
+    forth = list(range(nodes))
+    return forth[::-1] if turns and trip % 2 == 0 else forth
+
+
 class Order(ABC):
     """Decides the order of nodes within a trip and the span of each visit.
 
@@ -57,17 +63,18 @@ class Order(ABC):
         spans: Number of spans.
         seed: The run's seed, for orders that draw.
         stay: Trips before the span moves on, for orders that stay with one.
+        turns: Whether every second trip goes back, for orders with a fixed crossing.
     """
 
-    def __init__(self, *, spans: int, seed: int, stay: int = 1) -> None:
+    def __init__(self, *, spans: int, seed: int, stay: int = 1, turns: bool = True) -> None:
         self.spans = spans
         self.seed = seed
         self.stay = stay
+        self.turns = turns
 
     def crossing(self, trip: int, nodes: int) -> list[int]:
         """Return the nodes of a trip in order: forth on the first trip, back on the second."""
-        forth = list(range(nodes))
-        return forth if trip % 2 == 1 else forth[::-1]
+        return forth_and_back(trip, nodes, turns=self.turns)
 
     @abstractmethod
     def choose(self, turn: Turn, least_trained: Sequence[int]) -> int:

@@ -72,7 +72,10 @@ class Snake(Strategy):
         # Asked for again when a planned visit is handed out: its turn, and the place.
         self._proposal: tuple[tuple[int, int, int], int] | None = None
         self._order = (self.order or find_order(snake.order))(
-            spans=len(self.spans), seed=config.seed, stay=snake.trips_per_span
+            spans=len(self.spans),
+            seed=config.seed,
+            stay=snake.trips_per_span,
+            turns=snake.turns,
         )
         _check_warmup_nodes(config, nodes)
         self._adaptation: Adaptation | None = None
@@ -93,7 +96,7 @@ class Snake(Strategy):
 
     def plan(self, number: int, trip: int, node: int) -> Visit:
         """Return a warm-up visit, or one to the span that order, coverage and node allow."""
-        if self._warms_up(trip, node):
+        if self._trains_whole(trip, node):
             visit = self.whole(number, trip, node)
             if self._adaptation is None:
                 return visit
@@ -125,11 +128,7 @@ class Snake(Strategy):
 
     def is_warm_up(self, visit: Visit) -> bool:
         """Return whether a visit trains the whole model, as only some nodes may be able to."""
-        return self._warms_up(visit.trip, visit.node)
-
-    def _warms_up(self, trip: int, node: int) -> bool:
-        chosen = self.config.snake.warmup_nodes
-        return trip <= self.config.snake.warmup_trips and (chosen is None or node in chosen)
+        return self._trains_whole(visit.trip, visit.node)
 
     def learning_rate(self, visit: Visit) -> float:
         """Return the learning rate of a visit: lower where the whole model trains."""
@@ -140,6 +139,10 @@ class Snake(Strategy):
         """Let a trip go by what is known now: more than when it was looked at."""
         if self._adaptation is not None:
             self._adaptation.changed()
+
+    def distillation(self, visit: Visit) -> float | None:
+        """Return the weight of distillation where the whole model trains; none elsewhere."""
+        return self.config.snake.warmup_distillation if self.is_warm_up(visit) else None
 
     def handed_out(self, visit: Visit) -> None:
         """Count a visit to a span."""
@@ -184,14 +187,34 @@ class Snake(Strategy):
             self._proposed_to.take_back(visit.node, self._proposals[visit.number])
             self.coverage.take_back(visit.node, visit.place)
 
+    def _trains_whole(self, trip: int, node: int) -> bool:
+        """Return whether a visit of a trip trains the whole model."""
+        snake = self.config.snake
+        late = trip - snake.warmup_trips
+        recurs = snake.whole_every is not None and late % snake.whole_every == 0
+        can = snake.warmup_nodes is None or node in snake.warmup_nodes
+        return can and (late <= 0 or recurs)
+
+    def _whole_trips_before(self, trip: int) -> list[int]:
+        """Return the trips before one that the walk over the spans leaves out.
+
+        A node that can't train the whole model has its place in the walk all the same: in the
+        warm-up as if there were none, later that of the trip before.
+        """
+        snake = self.config.snake
+        if trip <= snake.warmup_trips:
+            return []
+        every = snake.whole_every
+        recurring = [] if every is None else range(snake.warmup_trips + every, trip + 1, every)
+        return [*range(1, snake.warmup_trips + 1), *recurring]
+
     def _proposed(self, number: int, trip: int, node: int) -> int:
         """Return the place that order and coverage choose."""
         if self._proposal is not None and self._proposal[0] == (number, trip, node):
             return self._proposal[1]
-        warmup = self.config.snake.warmup_trips
-        before = warmup if trip > warmup else 0
-        visits_before = self._trips.visits_through(before)
-        turn = Turn(number=number - visits_before, trip=trip - before, node=node)
+        left_out = self._whole_trips_before(trip)
+        visits_before = self._trips.visits_of(left_out)
+        turn = Turn(number=number - visits_before, trip=trip - len(left_out), node=node)
         place = self._order.choose(
             turn, self._proposed_to.least_trained(node, self._order.stay - 1)
         )

@@ -14,6 +14,7 @@ from typing import ClassVar
 from ray_snake.config import SnakeConfig, TrainingConfig
 from ray_snake.errors import ConfigError
 from ray_snake.extensions import find
+from ray_snake.planning.order import forth_and_back
 from ray_snake.planning.outlook import Facts, Outcome, Outlook
 from ray_snake.planning.span import Span, Visit
 from ray_snake.planning.trips import Trips
@@ -66,12 +67,18 @@ class Strategy(ABC):
 
     def crossing(self, trip: int) -> list[int]:
         """Return the nodes of a trip in order: forth on the first trip, back on the second."""
-        forth = self.members
-        return list(forth) if trip % 2 == 1 else forth[::-1]
+        members = self.members
+        turns = self.config.snake.turns
+        return [members[place] for place in forth_and_back(trip, len(members), turns=turns)]
 
     def learning_rate(self, visit: Visit) -> float:
         """Return the learning rate of a visit: constant within a trip."""
         return scheduled(self.config.training, trip=visit.trip, trips=self.config.snake.trips)
+
+    def distillation(self, visit: Visit) -> float | None:
+        """Return a visit's own weight of distillation; none: that of the settings' loss."""
+        del visit
+        return None
 
     def is_warm_up(self, visit: Visit) -> bool:
         """Return whether a visit needs more of its node than most nodes can give."""
@@ -192,6 +199,14 @@ class Strategy(ABC):
         snake = self.config.snake
         trip = self._trips.trip if self._trips.left else self._trips.trip + 1
         return snake.heads if trip > snake.heads_after_trips else 1
+
+    @property
+    def mean(self) -> range | None:
+        """Numbers of the last visits that the final weights are the mean over; none: no mean."""
+        visits = self.config.snake.mean_visits
+        if visits is None:
+            return None
+        return range(max(1, self.total - visits + 1), self.total + 1)
 
     @property
     def is_over(self) -> bool:
@@ -339,6 +354,7 @@ def make_strategy(
         )
     strategy = chosen(config, nodes=nodes, blocks=blocks)
     _check_heads(strategy)
+    _check_mean(strategy)
     return strategy
 
 
@@ -362,3 +378,21 @@ def _check_heads(strategy: Strategy) -> None:
             f"{heads}, and codec.name {strategy.config.codec.name!r} is for a single one",
             'set it to 1, or codec.name to "none"',
         )
+
+
+def _check_mean(strategy: Strategy) -> None:
+    config = strategy.config
+    if config.snake.mean_visits is None:
+        return
+    subject, remedy = f"{config.snake.mean_visits}", 'set it to "none"'
+    if strategy.averages:
+        problem = f"and {config.strategy!r} averages its rounds itself"
+    elif config.snake.heads > 1:
+        problem = f"and with {config.snake.heads} heads (snake.heads) visits have no one order"
+    elif config.codec.name != "none":
+        problem = f"and codec.name {config.codec.name!r} is for what one visit leaves to the next"
+    elif config.training.optimizer_state != "reset":
+        problem = "and an optimizer's state (training.optimizer_state) has no mean of use"
+    else:
+        return
+    raise ConfigError("snake.mean_visits", f"{subject}, {problem}", remedy)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
 
 from ray_snake.errors import ConfigError
@@ -84,9 +84,10 @@ class Trips:
         """Return whether a trip is over after so many visits: all nodes that it had are counted."""
         return visits in accumulate(self._sizes)
 
-    def visits_through(self, trip: int) -> int:
-        """Return the visits of all trips up to one; each must have begun."""
-        return sum(self._sizes[:trip])
+    def visits_of(self, trips: Iterable[int]) -> int:
+        """Return the visits of some trips; of those that have not begun, as things are now."""
+        sizes = self._sizes
+        return sum(sizes[one - 1] if one <= len(sizes) else len(self.members) for one in trips)
 
     def join(self) -> int:
         """Add a node; return its number."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ray_snake.config import AcceptanceConfig
+from ray_snake.config import AcceptanceConfig, SnakeConfig
 from ray_snake.runtime.messages import VisitReport
+from ray_snake.runtime.states import Deciding
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,24 @@ class Refuse:
     """The result is dropped, for a reason that the journal keeps."""
 
     reason: str
+
+
+def judge_visit(state: Deciding, staleness: int, config: SnakeConfig) -> Accept | Refuse:
+    """Decide on a visit that came back, by what it is, when it came, and what came meanwhile.
+
+    Args:
+        state: The visit.
+        staleness: How many results came in between its start and now.
+        config: The run's settings.
+    """
+    limit = config.snake.max_staleness
+    if state.late and config.adaptation.late == "drop":
+        return Refuse(f"it was stopped at its deadline, after {state.seconds:.1f} s")
+    if limit is not None and staleness > limit:
+        return Refuse(
+            f"{staleness} results came in meanwhile, more than snake.max_staleness = {limit}"
+        )
+    return judge(state.report, config.acceptance)
 
 
 def judge(report: VisitReport, policy: AcceptanceConfig) -> Accept | Refuse:

@@ -41,15 +41,23 @@ class Committer:
         supply: Keeps the ledger.
         recorder: Stores and journals.
         through_driver: Whether nodes pull from the driver's side alone.
+        mean: The last visits that the final weights are the mean over; none: no mean.
     """
 
     def __init__(
-        self, *, engine: EngineHandle, supply: Supply, recorder: Recorder, through_driver: bool
+        self,
+        *,
+        engine: EngineHandle,
+        supply: Supply,
+        recorder: Recorder,
+        through_driver: bool,
+        mean: range | None = None,
     ) -> None:
         self._engine = engine
         self._supply = supply
         self._recorder = recorder
         self._through_driver = through_driver
+        self._last_of_mean = None if mean is None else mean[-1]
         self._round: list[Result] = []
 
     async def accept(self, result: Result) -> None:
@@ -57,6 +65,8 @@ class Committer:
         result = self._with_transfers(result)
         if result.visit.averaged:
             self._round.append(result)
+        elif result.visit.number == self._last_of_mean:
+            await self._commit_mean(result, result.refs)
         else:
             await self._commit(result)
 
@@ -64,6 +74,8 @@ class Committer:
         """Leave the model as it is."""
         if result.visit.averaged:
             self._round.append(result)
+        elif result.visit.number == self._last_of_mean:
+            await self._commit_mean(result, {})
         else:
             self._supply.decided(result.visit, result.anchors)
             await self._recorder.visit(result.record, {}, anchors=result.anchors)
@@ -91,6 +103,29 @@ class Committer:
         refs = dict(zip(blocks, averages, strict=True))
         self._supply.commit_at_driver(last.number, refs, machine=self._engine.machine)
         await self._recorder.round(records, refs)
+
+    async def _commit_mean(self, result: Result, refs: Mapping[int, Ref]) -> None:
+        """End the run in the mean over its last visits.
+
+        Args:
+            result: The very last one's.
+            refs: The blocks that it gave a new version.
+        """
+        number = result.visit.number
+        counts = await self._recorder.counted(number, refs)
+        parts = {
+            block: [
+                (refs[block] if one == number else self._recorder.whole(block, one), float(visits))
+                for one, visits in versions.items()
+            ]
+            for block, versions in counts.items()
+            # What these visits left alone is its own mean.
+            if len(versions) > 1 or block in refs
+        }
+        means = await self._engine.average(number, parts) if parts else []
+        wholes = dict(zip(parts, means, strict=True))
+        self._supply.commit_at_driver(number, wholes, machine=self._engine.machine)
+        await self._recorder.visit(result.record, wholes, anchors=None, wholes=wholes)
 
     def _with_transfers(self, result: Result) -> Result:
         """Note what goes to the driver's side: whatever a node made and was accepted, once."""

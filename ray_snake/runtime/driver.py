@@ -20,7 +20,7 @@ from ray_snake.planning.anchor import Anchors
 from ray_snake.planning.outlook import Facts
 from ray_snake.planning.span import Visit
 from ray_snake.planning.strategy import Strategy, make_strategy
-from ray_snake.runtime.acceptance import Accept, Refuse, judge
+from ray_snake.runtime.acceptance import Refuse, judge_visit
 from ray_snake.runtime.committer import Committer, Result
 from ray_snake.runtime.crew import Crew
 from ray_snake.runtime.events import Event, Recovering, RunEnded, RunStarted
@@ -170,7 +170,7 @@ class Driver:
         )
         self._roster.begin(self._strategy.upcoming_nodes())
         await self._engine.start()
-        wholes = await stored_blocks(journal, anchors, self._engine)
+        wholes = await stored_blocks(journal, anchors, self._engine, self._strategy.mean)
         self._take_up(journal, anchors, wholes)
         if journal.current_blocks():
             await self._evaluate_if_missing()
@@ -197,6 +197,7 @@ class Driver:
             emit=self._emit,
             wholes=wholes,
             on_whole=on_whole,
+            mean=self._strategy.mean,
         )
         ledger = Ledger(
             [one.version for one in journal.current_blocks()] or [0] * len(self._blocks.names),
@@ -228,6 +229,7 @@ class Driver:
             supply=supply,
             recorder=self._recorder,
             through_driver=self._through_driver,
+            mean=self._strategy.mean,
         )
         self._visitor = Visitor(
             config=self._config,
@@ -309,7 +311,7 @@ class Driver:
     async def _decide(self, state: Deciding) -> State:
         visit = state.task.visit
         staleness = self._decided - self._decided_before.pop(visit.number)
-        verdict = self._judge(state, staleness)
+        verdict = judge_visit(state, staleness, self._config)
         accepted = not isinstance(verdict, Refuse)
         report = asdict(state.report)
         record = VisitRecord(
@@ -370,17 +372,6 @@ class Driver:
                 "lower training.learning_rate, or loosen the acceptance settings",
             )
         return Scheduling()
-
-    def _judge(self, state: Deciding, staleness: int) -> Accept | Refuse:
-        """Decide on a visit's result by what it is, when it came, and what came meanwhile."""
-        limit = self._config.snake.max_staleness
-        if state.late and self._config.adaptation.late == "drop":
-            return Refuse(f"it was stopped at its deadline, after {state.seconds:.1f} s")
-        if limit is not None and staleness > limit:
-            return Refuse(
-                f"{staleness} results came in meanwhile, more than snake.max_staleness = {limit}"
-            )
-        return judge(state.report, self._config.acceptance)
 
     def _is_in_round(self, visit: Visit) -> bool:
         """Return whether other visits are averaged with one, and are still to come in."""

@@ -110,7 +110,7 @@ class VisitRecord(Record):
         seconds: From sending the visit to its decision, as the driver sees it.
         finished_at: Unix time of the decision.
         blocks: The block versions produced; empty for a refused visit. The last record of visits
-            that were averaged has the averages.
+            that were averaged has the averages, and so has a run's last that ends in a mean.
         averaged: Whether its result was averaged with others.
         ends_round: Whether it is the last one of those.
         place: Number of the span among the snake's; none for a visit to none of them.

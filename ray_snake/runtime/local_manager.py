@@ -144,7 +144,7 @@ class LocalManager:
                 learning_rate=task.learning_rate,
                 seed=task.seed,
                 training=training,
-                objective=self._objective,
+                objective=self._objective.weighted(task.distillation),
                 augmentation=config.augmentation,
                 fix_norms=config.training.fixes_norms(task.visit.trip),
                 proximal=config.loss.proximal,

@@ -81,6 +81,7 @@ class VisitTask:
         learning_rate: Of every step.
         seed: Of every draw.
         back: The blocks from the visit's cut on, for the server to pull; empty without a cut.
+        distillation: The loss's weight of distillation; none: what the settings say.
     """
 
     visit: Visit
@@ -89,6 +90,7 @@ class VisitTask:
     learning_rate: float
     seed: int
     back: tuple[Delivery, ...] = ()
+    distillation: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

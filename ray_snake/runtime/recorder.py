@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 
 from ray_snake.layers.ledger import BlockVersion
 from ray_snake.planning.cost import BlockCost
 from ray_snake.runtime.events import Evaluated, Event, VisitDecided
+from ray_snake.runtime.final_mean import Counts, versions_since, with_last
 from ray_snake.runtime.handles import EngineHandle, Meter, Ref
 from ray_snake.runtime.journal import (
     EvaluationRecord,
@@ -46,6 +47,7 @@ class Recorder:
         emit: Told what the journal has.
         wholes: The whole blocks that are there already, by block and version.
         on_whole: Told (block, version, ref) of each that was decoded since.
+        mean: The visits whose versions stay until the run's end, for the mean; none: no visit's.
         backlog: How many things may wait before `add` waits too.
     """
 
@@ -58,6 +60,7 @@ class Recorder:
         emit: Callable[[Event], None],
         wholes: Mapping[BlockVersion, Ref],
         on_whole: Callable[[int, int, Ref], None],
+        mean: range | None = None,
         backlog: int = 4,
     ) -> None:
         self._engine = engine
@@ -68,6 +71,7 @@ class Recorder:
         self._emit = emit
         self._wholes = dict(wholes)
         self._on_whole = on_whole
+        self._mean = mean
         self._backlog = backlog
         self._pending: list[asyncio.Task[None]] = []
         self._hold_over = asyncio.Event()
@@ -137,7 +141,8 @@ class Recorder:
             await self._append(complete)
             self._note_expected(record)
             self._emit(VisitDecided(record=complete))
-            await self._discard(anchors)
+            if not self._stays_for_mean(record.visit):
+                await self._discard(anchors)
 
         await self._add(work)
 
@@ -164,6 +169,21 @@ class Recorder:
             await self._discard(None)
 
         await self._add(work)
+
+    async def counted(self, number: int, trained: Collection[int]) -> Counts:
+        """Return what of the run's last visits counts for the mean, the very last one included.
+
+        Args:
+            number: The very last visit, which is not recorded yet.
+            trained: The blocks that it gave a new version.
+        """
+        await self.drain()
+        first = number if self._mean is None else self._mean.start
+        return with_last(versions_since(self._journal, first), self._journal, number, trained)
+
+    def _stays_for_mean(self, visit: int) -> bool:
+        """Return whether what a visit superseded is still to be counted."""
+        return self._mean is not None and self._mean[0] < visit < self._mean[-1]
 
     async def _decoded(
         self, visit: int, refs: Mapping[int, Ref], anchors: Sequence[int] | None

@@ -8,6 +8,7 @@ from ray_snake.layers.ledger import BlockVersion
 from ray_snake.planning.anchor import Anchors, make_anchors
 from ray_snake.planning.span import Visit
 from ray_snake.planning.strategy import Strategy
+from ray_snake.runtime.final_mean import versions_since
 from ray_snake.runtime.handles import EngineHandle, Ref
 from ray_snake.runtime.journal import JoinRecord, Journal, LeaveRecord, VisitRecord
 
@@ -63,9 +64,11 @@ def replay(journal: Journal, strategy: Strategy, codec: CodecConfig) -> tuple[An
 
 
 async def stored_blocks(
-    journal: Journal, anchors: Anchors | None, engine: EngineHandle
+    journal: Journal, anchors: Anchors | None, engine: EngineHandle, mean: range | None = None
 ) -> dict[BlockVersion, Ref]:
     """Return the journal's current blocks and the anchors, whole; of a new run the initial ones.
+
+    With a mean over the run's last visits, what counts for it so far comes too.
 
     Raises:
         CheckpointError: If one is missing or damaged.
@@ -77,5 +80,10 @@ async def stored_blocks(
         current = set(stored)
         bases = [journal.block(*one) for one in enumerate(anchors.versions)]
         stored += [one for one in bases if one not in current]
+    if mean is not None and journal.visits and journal.visits[-1].visit < mean[-1]:
+        counted = versions_since(journal, mean[0])
+        current = set(stored)
+        versions = [journal.block(block, one) for block in counted for one in counted[block]]
+        stored += [one for one in versions if one not in current]
     refs = await engine.restore(stored)
     return {(one.block, one.version): ref for one, ref in zip(stored, refs, strict=True)}

@@ -154,6 +154,7 @@ class Visitor:
             learning_rate=self._strategy.learning_rate(visit),
             seed=derive_seed(self._config.seed, "visit", visit.number),
             back=shipment.back,
+            distillation=self._strategy.distillation(visit),
         )
 
     def _prediction(

@@ -318,6 +318,17 @@ def test_what_decides_the_weights_changes_the_fingerprint_and_is_named(setting, 
     assert after.changed_keys(before) == [changed]
 
 
+def test_a_setting_that_is_new_leaves_the_fingerprint_of_what_goes_without_it():
+    class NewerSnake(SnakeSection):
+        new: int = 3
+
+    class NewerConfig(SnakeConfig):
+        snake: NewerSnake = NewerSnake()
+
+    assert NewerConfig().fingerprint() == SnakeConfig().fingerprint()
+    assert NewerConfig.from_tree({}, ["snake.new=4"]).fingerprint() != SnakeConfig().fingerprint()
+
+
 @pytest.mark.parametrize(
     "setting",
     [
@@ -332,6 +343,13 @@ def test_what_does_not_decide_the_weights_may_change(setting):
     assert before != after
     assert before.fingerprint() == after.fingerprint()
     assert before.changed_keys(after) == []
+
+
+def test_whole_models_are_distilled_only_where_others_are():
+    assert refusal({"snake": {"warmup_distillation": 0.4}, "loss": {"distillation": 0.0}}) == (
+        "config: snake.warmup_distillation 0.4 goes with loss.distillation above 0; set both, or "
+        "neither"
+    )
 
 
 def test_every_section_either_decides_the_weights_or_may_change():

@@ -67,6 +67,18 @@ def test_a_teacher_is_needed_only_for_distillation():
     assert not Objective(LossConfig(distillation=0.0)).needs_teacher
 
 
+def test_a_visits_own_weight_of_distillation_takes_the_place_of_the_settings():
+    outputs, targets = torch.randn(3, CLASSES), torch.tensor([0, 1, 3])
+    kept = (torch.randn(3, CLASSES),)
+    counts = torch.tensor([5, 1, 1, 1])[:CLASSES]
+    mild = Objective(LossConfig(distillation=0.1), label_counts=counts)
+    strong = Objective(LossConfig(distillation=0.6), label_counts=counts)
+    before = mild(outputs, targets, kept)
+    assert torch.equal(mild.weighted(0.6)(outputs, targets, kept), strong(outputs, targets, kept))
+    assert torch.equal(mild.weighted(None)(outputs, targets, kept), before)
+    assert torch.equal(mild(outputs, targets, kept), before)
+
+
 def test_without_label_counts_nothing_is_adjusted():
     outputs, targets = torch.randn(3, CLASSES), torch.tensor([0, 1, 3])
     plain = Objective(LossConfig(logit_adjustment=1.0))

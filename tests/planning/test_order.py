@@ -30,6 +30,13 @@ def test_the_snake_goes_forth_on_odd_trips_and_back_on_even_ones(name, trip, nod
     assert crossing == (forth if trip % 2 else forth[::-1])
 
 
+@pytest.mark.parametrize("name", ["span_major", "diagonal"])
+@given(trip=st.integers(1, 9), nodes=st.integers(1, 30))
+def test_a_snake_that_does_not_turn_begins_each_trip_with_the_first_node(name, trip, nodes):
+    order = find_order(name)(spans=3, seed=0, turns=False)
+    assert order.crossing(trip, nodes) == list(range(nodes))
+
+
 @pytest.mark.parametrize("name", OWN["order"])
 @given(trip=st.integers(1, 50), nodes=st.integers(1, 60), seed=st.integers(0, 9))
 def test_a_crossing_takes_every_node_once(name, trip, nodes, seed):

@@ -1,5 +1,7 @@
 """Warm-up visits, and spans that the settings name block by block."""
 
+from collections import Counter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from ray_snake.config import SnakeConfig, TrainingConfig
 from ray_snake.errors import ConfigError
 from ray_snake.planning.snake import Snake
+from ray_snake.planning.strategy import make_strategy
 
 NODES = 4
 BLOCKS = 6
@@ -21,6 +24,14 @@ def make(*, nodes=NODES, blocks=BLOCKS, training=None, **snake):
 
 def drain(strategy):
     return list(iter(strategy.next, None))
+
+
+def whole_trip(visits, trip):
+    return {len(one.trained) == BLOCKS for one in visits if one.trip == trip} == {True}
+
+
+def by_node(visits, nodes):
+    return [[one.trained for one in visits if one.node == node] for node in range(nodes)]
 
 
 def test_the_first_trips_train_the_whole_model():
@@ -66,6 +77,82 @@ def test_the_whole_model_trains_at_a_rate_of_its_own():
 def test_warm_up_visits_are_what_only_some_nodes_can_do():
     strategy = make(warmup_trips=1, warmup_nodes=[2])
     assert [visit.node for visit in drain(strategy) if strategy.is_warm_up(visit)] == [2]
+
+
+def test_whole_trips_recur_after_the_warm_up():
+    visits = drain(make(warmup_trips=1, whole_every=3, trips=8))
+    assert [whole_trip(visits, trip) for trip in range(1, 9)] == [
+        *(True, False, False, True),
+        *(False, False, True, False),
+    ]
+
+
+def test_whole_trips_recur_without_a_warm_up():
+    visits = drain(make(whole_every=2, trips=4))
+    assert [whole_trip(visits, trip) for trip in range(1, 5)] == [False, True, False, True]
+
+
+@given(
+    warmup=st.integers(0, 2),
+    every=st.integers(2, 4),
+    order=st.sampled_from(["span_major", "diagonal"]),
+    nodes=st.integers(1, 6),
+)
+def test_whole_trips_leave_the_walk_over_the_spans_as_it_was(warmup, every, order, nodes):
+    whole = drain(make(nodes=nodes, order=order, warmup_trips=warmup, whole_every=every, trips=9))
+    spans = [one for one in whole if len(one.trained) < BLOCKS]
+    plain = drain(make(nodes=nodes, order=order, trips=len(spans) // nodes))
+    # By node: whole trips turn the direction in which nodes are crossed.
+    if order == "span_major":
+        assert by_node(spans, nodes) == by_node(plain, nodes)
+    for node in range(nodes):
+        counts = Counter(one.trained for one in spans if one.node == node)
+        assert not counts or max(counts.values()) - min(counts.values()) <= 1
+
+
+def test_nodes_that_can_not_train_it_whole_train_spans_evenly_in_recurring_whole_trips():
+    visits = drain(make(warmup_trips=1, whole_every=3, warmup_nodes=[1], trips=10))
+    assert [one.trip for one in visits if len(one.trained) == BLOCKS] == [1, 4, 7, 10]
+    for node in (0, 2, 3):
+        own = [one.trained for one in visits if one.node == node]
+        assert sorted(Counter(own).values()) == [3, 3, 4]
+
+
+def test_recurring_whole_visits_are_what_only_some_nodes_can_do_at_a_rate_of_their_own():
+    strategy = make(
+        whole_every=2,
+        warmup_rate=0.5,
+        warmup_nodes=[0],
+        trips=2,
+        training={"learning_rate": 0.1, "schedule": "constant"},
+    )
+    visits = drain(strategy)
+    (whole,) = [one for one in visits if strategy.is_warm_up(one)]
+    assert (whole.trip, whole.node) == (2, 0)
+    assert strategy.learning_rate(whole) == 0.05
+
+
+def test_the_whole_model_has_a_weight_of_distillation_of_its_own():
+    strategy = make(whole_every=2, warmup_nodes=[0], warmup_distillation=0.4, trips=2)
+    weights = {visit.number: strategy.distillation(visit) for visit in drain(strategy)}
+    # The second trip goes back: node 0 comes last.
+    assert weights == {number: 0.4 if number == 2 * NODES else None for number in weights}
+    plain = make(warmup_trips=1, trips=1)
+    assert {plain.distillation(visit) for visit in drain(plain)} == {None}
+
+
+@pytest.mark.parametrize("strategy", ["snake", "cyclic"])
+def test_every_node_waits_equally_long_where_the_snake_does_not_turn(strategy):
+    config = SnakeConfig.from_tree(
+        {"strategy": strategy, "snake": {"trips": 4, "turns": False, "whole_every": 2}}
+    )
+    visits = drain(make_strategy(config, nodes=NODES, blocks=BLOCKS))
+    assert [one.node for one in visits] == [*range(NODES)] * 4
+
+
+def test_every_trip_whole_is_no_snake():
+    with pytest.raises(ConfigError, match=r"snake\.whole_every"):
+        make(whole_every=1)
 
 
 def test_a_refused_warm_up_visit_leaves_the_coverage_alone():

@@ -493,6 +493,12 @@ def test_only_the_current_blocks_stay_on_storage(cluster, storage):
     assert set(cluster.stored) == current
 
 
+def test_nodes_are_told_the_weight_of_distillation_of_their_visit(cluster, storage):
+    snake = {"warmup_trips": 1, "warmup_distillation": 0.4}
+    run(make_driver(cluster, make_config(snake=snake), storage).run())
+    assert [task.distillation for task in tasks(cluster)] == [0.4] * 3 + [None] * 6
+
+
 def test_the_last_visits_are_judged_one_by_one(cluster, storage):
     config = make_config(evaluation={"last_visits": 4})
     run(make_driver(cluster, config, storage, evaluates=True).run())

@@ -38,6 +38,15 @@ def test_a_first_visit_pulls_the_whole_model_and_later_ones_what_changed():
     assert found.visits[4].bytes_pulled == sizes[0] + sizes[1]
 
 
+def test_whole_trips_that_recur_are_listed_and_pull_the_whole_model():
+    stack, found = predict(trips=3, train_last=False, whole_every=2)
+    sizes = stack.block_bytes()
+    assert [one.visit.trained for one in found.visits] == [(0,)] * 3 + [(0, 1, 2)] * 3 + [(1,)] * 3
+    # From the second visit of a whole trip on, all blocks are news, and so in the trip after it.
+    assert [one.bytes_pulled for one in found.visits[4:6]] == [sum(sizes)] * 2
+    assert [one.bytes_pulled for one in found.visits[6:]] == [0, sum(sizes), sum(sizes)]
+
+
 def test_visits_to_larger_shards_take_longer():
     _, found = predict()
     first_trip = sorted(found.visits[:3], key=lambda one: one.visit.node)

@@ -99,6 +99,21 @@ def test_another_seed_gives_other_weights(node, initial):
     assert weights_sha256(others) != weights_sha256(states)
 
 
+def test_a_tasks_own_weight_of_distillation_is_as_good_as_the_settings(node, initial):
+    strong = make_config(
+        model={"options": {"width": 8}},
+        data={"source": "builtin://digits/train", "partition": {"nodes": 40}},
+        training={"batch_size": 16, "epochs": 2},
+        loss={"distillation": 0.9},
+    )
+    task = make_task()
+    _, expected = do(make_node(config=strong), task, initial)
+    _, made = do(node, replace(task, distillation=0.9), initial)
+    _, others = do(make_node(), task, initial)
+    assert [one.checksum() for one in made] == [one.checksum() for one in expected]
+    assert [one.checksum() for one in made] != [one.checksum() for one in others]
+
+
 def test_reports_what_was_done(node, initial):
     report, states = do(node, make_task(), initial)
     rows = node.manager.samples

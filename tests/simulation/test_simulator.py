@@ -81,6 +81,13 @@ def test_bytes_are_those_that_a_node_lacks():
     assert second == 3 * 2 * BYTES + 3 * 2 * BYTES
 
 
+def test_trips_with_the_whole_model_send_the_whole_model():
+    spans = simulate(config(trips=4), world(nodes=4))
+    whole = simulate(config(trips=4, whole_every=2), world(nodes=4))
+    assert [trip.bytes for trip in whole.trips[1:]] == [3 * BLOCKS * BYTES] * 3
+    assert whole.trips[3].busy_seconds > spans.trips[3].busy_seconds
+
+
 def test_links_cost_what_could_not_be_pulled_ahead():
     """A visit waits for what the one before it trained; the rest came meanwhile."""
     free = simulate(config(), world()).summary.seconds

@@ -34,6 +34,12 @@ def write_results(rows: Sequence[Row], folder: Path, *, name: str, made_by: str)
     (folder / f"{name}.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """Return the rows that `write_results` has put into a Parquet file."""
+    rows: list[dict[str, Any]] = pq.read_table(file).to_pylist()
+    return rows
+
+
 def table(rows: Sequence[Row]) -> str:
     """Return one partition's rows as a Markdown table, a line per strategy, means over seeds."""
     groups: dict[str, list[Row]] = {}

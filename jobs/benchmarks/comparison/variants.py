@@ -69,6 +69,15 @@ SNAKE = {
 LONG = {**SNAKE, "trips": 48, "warmup_trips": 8}
 # The same samples in visits of half the length, a third of them to the whole model.
 OFTEN = {**SNAKE, "trips": 24, "warmup_trips": 8}
+# Where bytes may be FedAvg's: every other trip trains the whole model, and is distilled more.
+RECURRING = {
+    **SNAKE,
+    "trips": 20,
+    "trips_per_span": 1,
+    "whole_every": 2,
+    "warmup_distillation": 0.4,
+    "mean_visits": 16,
+}
 WITHOUT_WARM_UP = {
     "spans": [[0, 1], [2, 3], [4, 5], [6], [7, 8]],
     "warmup_trips": 0,
@@ -87,6 +96,7 @@ SNAKES = (
     snake("snake-no-warm-up", "warm-up", snake=WITHOUT_WARM_UP),
     snake("snake-one-trip", "trips per span", snake={**SNAKE, "trips_per_span": 1}),
     snake("snake-equal-bytes", "trips", snake=LONG),
+    snake("snake-recurring", "trips", snake=RECURRING, loss={**KEPT, "distillation": 0.2}),
     snake("snake-often", "visits", snake=OFTEN, training={"steps": 39}),
     snake("snake-first-block", "ends", snake={**SNAKE, "train_first": True}),
     snake("snake-no-last-block", "ends", snake={**SNAKE, "train_last": False}),

@@ -1,0 +1,46 @@
+"""The mean that a run may end in: which versions of each block count, and for how many visits."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from ray_snake.runtime.journal import Journal, StartRecord, VisitRecord
+
+Counts = dict[int, dict[int, int]]
+"""By block and version, how many visits left that version current."""
+
+
+def versions_since(journal: Journal, first: int) -> Counts:
+    """Return what the journal's visits from number `first` on left current.
+
+    A version that several visits left as it was counts for each of them: the mean is that of whole
+    models, one after each visit.
+    """
+    counts: Counts = {}
+    current: dict[int, int] = {}
+    for record in journal:
+        if isinstance(record, StartRecord | VisitRecord):
+            current.update((one.block, one.version) for one in record.blocks)
+        if isinstance(record, VisitRecord) and record.visit >= first:
+            _count(counts, current)
+    return counts
+
+
+def with_last(counts: Counts, journal: Journal, number: int, trained: Collection[int]) -> Counts:
+    """Return counts with one visit more, which is not in the journal yet.
+
+    Args:
+        counts: Up to the visit before.
+        journal: Up to there too.
+        number: The visit's number.
+        trained: The blocks it gave a new version; none if it was refused.
+    """
+    current = {one.block: one.version for one in journal.current_blocks()}
+    _count(counts, current | dict.fromkeys(trained, number))
+    return counts
+
+
+def _count(counts: Counts, current: dict[int, int]) -> None:
+    for block, version in current.items():
+        own = counts.setdefault(block, {})
+        own[version] = own.get(version, 0) + 1

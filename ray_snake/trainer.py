@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,12 +25,15 @@ from ray_snake.runtime.cluster import (
     on_cluster,
     with_gpu_shares,
 )
+from ray_snake.runtime.crew import Muster
 from ray_snake.runtime.driver_actor import SnakeDriver
 from ray_snake.runtime.events import Evaluated, Event, Preparing, RunEnded
 from ray_snake.runtime.journal import read_records
 from ray_snake.runtime.launch import actor_class, here
 from ray_snake.runtime.messages import BlockTable, NodeSpec
+from ray_snake.runtime.model_checks import ModelChecks, model_checks
 from ray_snake.runtime.placement import NodeGroup, group_nodes
+from ray_snake.runtime.preflight import check_nodes, check_settings
 from ray_snake.runtime.recipe import Recipe
 from ray_snake.runtime.run_folder import RunFolder, choose_run
 from ray_snake.storage import Storage
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
     from ray_snake.planning.strategy import Strategy
 
 EVENTS_SECONDS = 1.0
+HUGGINGFACE = "huggingface"
 DRIVER_TIMEOUT_SECONDS = 60.0
 
 
@@ -119,7 +123,8 @@ class SnakeTrainer:
 
     Args:
         model: A function without arguments that returns a `torch.nn.Sequential` or a list of
-            modules, each feeding the next; or a registered name; none: the settings' model.
+            modules, each feeding the next; a registered name; or a transformers model, by its
+            folder or an id with a slash; none: the settings' model.
         nodes: One entry per node: a path or URI of an Arrow or Parquet file, a `pyarrow.Table`,
             or a pair (inputs, labels) of arrays; none: the settings' `data`.
         config: The settings.
@@ -156,7 +161,8 @@ class SnakeTrainer:
     ) -> None:
         config = config or SnakeConfig()
         if isinstance(model, str):
-            config = _with(config, "model", name=model)
+            config = _with_model(config, model)
+        config = _with_absolute_folder(config)
         if order is not None:
             config = _with(config, "snake", order=_import_path(order))
             strategy = type("Snake", (strategy or Snake,), {"order": order})
@@ -202,41 +208,48 @@ class SnakeTrainer:
 
     def _run(self, tell: Callable[[Event], None]) -> tuple[Storage, str]:
         """Check everything, then drive the run; return its folder and its weights' SHA-256."""
-        tell(Preparing(what="looking at model and data"))
-        from ray_snake.runtime.forecast import measured_costs
-        from ray_snake.runtime.preflight import check_model, check_settings, check_shards
-
         config = self._recipe.config
         sources = node_sources(config, self._nodes)
+        evaluation = evaluation_source(config, self._evaluation)
+        judged = [] if evaluation is None else [evaluation]
         names = tuple(source.name for source in sources)
         groups = group_nodes(config.nodes, sources)
-        stack = check_model(self._recipe, nodes=len(sources))
         embedded = is_embedded(self._address)
-        specs = check_shards(stack, sources) if embedded else []
-        evaluation = evaluation_source(config, self._evaluation)
-        if evaluation is not None:
-            check_shards(stack, [evaluation])
-        self._storage.check_writable()
-        storage = choose_run(self._storage, self._stem, self._name, resume=self._resume)
-        if self._resume:
-            RunFolder(storage).check_resumable(config, names)
-        tell(Preparing(what="starting Ray" if embedded else "joining the Ray cluster"))
-        with connected(self._address):
-            groups = with_gpu_shares(groups)
-            check_resources(config.nodes, groups, sources)
-            if not embedded:
-                specs = check_shards(stack, sources, on_cluster(config.nodes, groups))
-            check_settings(config, specs)
+        with contextlib.ExitStack() as joined:
+            # Its process is forked before there are threads of Ray, of storage or of the display.
+            with model_checks(
+                self._recipe, len(sources), [*sources, *judged], apart=not ray.is_initialized()
+            ) as checks:
+                tell(Preparing(what="looking at model and data"))
+                blocks = checks.blocks()
+                rows = range(len(sources), len(sources) + len(judged))
+                check_nodes(checks.classes, judged, _looks(checks, rows))
+                self._storage.check_writable()
+                storage = choose_run(self._storage, self._stem, self._name, resume=self._resume)
+                if self._resume:
+                    RunFolder(storage).check_resumable(config, names)
+                records = read_records(storage) if self._resume else ()
+                muster = Muster(config, sources, groups, records)
+                if embedded:
+                    here = _looks(checks, muster.numbers_or_sources())
+                    specs = check_nodes(checks.classes, muster.sources, here)
+                tell(Preparing(what="starting Ray" if embedded else "joining the Ray cluster"))
+                joined.enter_context(connected(self._address))
+                present = with_gpu_shares(muster.groups)
+                check_resources(config.nodes, present, muster.sources)
+                if not embedded:
+                    there = on_cluster(config.nodes, present)
+                    specs = check_nodes(checks.classes, muster.sources, there)
+                check_settings(config, specs)
+                if config.snake.adapt:
+                    costs = checks.costs(specs[0].sample_shape, specs[0].integer_inputs)
+                    blocks = replace(blocks, costs=costs)
             # From here on the run leaves a folder behind; all that can be checked was.
             if not self._resume:
                 custom = self._recipe.function is not None
                 RunFolder.create(storage, config, names, custom_model=custom)
-            blocks = BlockTable(
-                names=stack.names,
-                bytes=stack.block_bytes(),
-                costs=measured_costs(config, stack, specs) if config.snake.adapt else (),
-            )
-            return storage, self._drive(blocks, specs, evaluation, storage, groups, tell)
+            nodes, groups = muster.first_specs(specs), muster.first_groups(present)
+            return storage, self._drive(blocks, nodes, evaluation, storage, groups, tell)
 
     def _drive(
         self,
@@ -271,6 +284,8 @@ class SnakeTrainer:
                 evaluation,
                 groups,
                 self._recipe.strategy,
+                # Of a trial: the driver would leave it, and its nodes with it.
+                ray.util.get_current_placement_group(),
             )
             try:
                 return self._follow(driver, pass_on)
@@ -305,9 +320,45 @@ class SnakeTrainer:
                 return sha256
 
 
+def _looks(checks: ModelChecks, sources: Sequence[int | ShardSource]) -> Callable[..., list[Any]]:
+    """Return a runner that calls a function for each source, where the network is looked at.
+
+    Args:
+        checks: What looks.
+        sources: The sources, or their numbers there.
+    """
+
+    def run(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        return [
+            checks.look(function, source, *others)
+            for source, (_, *others) in zip(sources, arguments, strict=True)
+        ]
+
+    return run
+
+
 def _with(config: SnakeConfig, section: str, **values: object) -> SnakeConfig:
     changed = getattr(config, section).model_copy(update=values)
     return config.model_copy(update={section: changed})
+
+
+def _with_model(config: SnakeConfig, model: str) -> SnakeConfig:
+    if Path(model).is_dir() or ("/" in model and ":" not in model):
+        options = {**config.model.options, "model": model}
+        return _with(config, "model", name=HUGGINGFACE, options=options)
+    return _with(config, "model", name=model)
+
+
+def _with_absolute_folder(config: SnakeConfig) -> SnakeConfig:
+    """Return settings that name a pretrained model's folder in full: actors work in others."""
+    model = config.model.options.get("model")
+    if config.model.name != HUGGINGFACE or not isinstance(model, str):
+        return config
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        return config
+    options = {**config.model.options, "model": str(folder.absolute())}
+    return _with(config, "model", options=options)
 
 
 def _import_path(kind: type) -> str:

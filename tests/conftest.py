@@ -1,5 +1,13 @@
 """One real Ray cluster for all tests that need one: three raylets, each with its own store."""
 
+import json
+import os
+import subprocess
+import sysconfig
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -50,3 +58,32 @@ def raylets(ray_home):
         finally:
             ray.shutdown()
             cluster.shutdown()
+
+
+@pytest.fixture(scope="session")
+def quickstart():
+    """One trip of the quickstart.
+
+    `command` runs it, `answer` is what it says without a cluster, `run` runs it and returns that.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            *(Path(sysconfig.get_path("scripts")) / "ray-snake", "train"),
+            *(Path(__file__).parents[1] / "jobs" / "configs" / "quickstart.toml", "--json"),
+            *("--set", "snake.trips=1", "--set", "nodes.nodes_per_actor=4"),
+        ]
+
+        def run(name, environment, *arguments):
+            done = subprocess.run(
+                [*command, "--storage", folder, "--name", name, *arguments],
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=180,
+            )
+            assert done.returncode == 0, done.stderr
+            return json.loads(done.stdout.splitlines()[-1])
+
+        outside = {name: text for name, text in os.environ.items() if not name.startswith("RAY_")}
+        alone = run("embedded", {**outside, "HOME": folder})
+        yield SimpleNamespace(command=command, run=run, answer=alone)

@@ -183,3 +183,18 @@ def test_an_evaluation_that_does_not_fit_the_model_is_refused(tmp_path):
 
 def test_data_of_another_kind_is_refused(tmp_path):
     assert "nodes[0]: is a int" in refused(tmp_path, DataError, nodes=[3])
+
+
+@pytest.mark.parametrize("given", ["folder", "folder_in_settings", "id"])
+def test_a_transformers_model_is_named_by_its_folder_or_id(given, tmp_path, monkeypatch):
+    (tmp_path / "tiny").mkdir()
+    monkeypatch.chdir(tmp_path)
+    options = {"task": "sequence_classification"}
+    section = {"options": options}
+    if given == "folder_in_settings":
+        section = {"name": "huggingface", "options": {**options, "model": "tiny"}}
+    model = {"folder": "tiny", "folder_in_settings": None, "id": "someone/tiny"}[given]
+    trainer = SnakeTrainer(model, [make_rows(8, 0)], settings(model=section))
+    expected = "someone/tiny" if given == "id" else str(tmp_path / "tiny")
+    found = trainer._recipe.config.model
+    assert (found.name, found.options) == ("huggingface", {**options, "model": expected})

@@ -1,4 +1,4 @@
-"""`ray-snake data`: fetch data sets and split them into shards."""
+"""`ray-snake data`: fetch data sets, turn text into tokens, split rows into shards."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from rich.table import Table
 
 from ray_snake.config import PartitionConfig
 from ray_snake.data.catalogue import CATALOGUE, fetch
-from ray_snake.data.shards import partition_file
+from ray_snake.data.shards import metadata_of, partition_file
+from ray_snake.data.text import Layout, load_tokenizer, tokenize_file
 from ray_snake.errors import ConfigError
 
 SCHEMES = ("iid", "dirichlet", "shards", "quantity")
@@ -21,7 +22,7 @@ SHOWN_COLUMNS = 20
 
 @click.group(name="data")
 def data() -> None:
-    """Fetch data sets and split them over nodes."""
+    """Fetch data sets, turn text into tokens, split rows over nodes."""
 
 
 @data.command(name="fetch")
@@ -40,6 +41,54 @@ def fetch_command(name: str, out: str, local: str | None) -> None:
     console = Console(stderr=True)
     with console.status(f"fetching {name}"):
         fetch(name, out, local=local, report=lambda line: console.print(line, markup=False))
+
+
+@data.command(name="tokenize")
+@click.argument("source", metavar="IN")
+@click.option(
+    "--tokenizer",
+    required=True,
+    metavar="NAME",
+    help="bytes, a folder with a tokenizer, or the id of one of a model hub.",
+)
+@click.option("--length", required=True, type=click.IntRange(min=2), help="Tokens of a row.")
+@click.option(
+    "--layout",
+    type=click.Choice(["packed", "padded"]),
+    default="packed",
+    show_default=True,
+    help="Texts without gaps, or each in a row of its own.",
+)
+@click.option("--text", default="text", show_default=True, help="Name of the column of text.")
+@click.option("--label", help="Column of classes to keep as labels; default: the next tokens.")
+@click.option("--out", required=True, metavar="FILE", help="Arrow file to write.")
+def tokenize_command(
+    source: str,
+    tokenizer: str,
+    length: int,
+    layout: Layout,
+    text: str,
+    label: str | None,
+    out: str,
+) -> None:
+    """Turn the text in IN, an Arrow, Parquet or .txt file, into rows of tokens."""
+    console = Console(stderr=True)
+    with console.status(f"reading {source}"):
+        made = tokenize_file(
+            source,
+            out,
+            load_tokenizer(tokenizer),
+            length=length,
+            layout=layout,
+            text=text,
+            label=label,
+        )
+    facts = metadata_of(made.schema)
+    console.print(
+        f"wrote {made.num_rows:,} rows of {length} tokens to {out}; "
+        f"vocabulary {facts['vocabulary']}, padding {facts['padding']}",
+        markup=False,
+    )
 
 
 @data.command(name="partition")

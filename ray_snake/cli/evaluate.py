@@ -45,6 +45,8 @@ def evaluate(run: str, data: str | None, as_json: bool) -> None:
     metrics = {"loss": found.loss}
     if found.accuracy is not None:
         metrics["accuracy"] = found.accuracy
+    if found.perplexity is not None:
+        metrics["perplexity"] = found.perplexity
     for name, value in metrics.items():
         click.echo(f"{name}: {value:.4f}", err=as_json)
     if as_json:

@@ -1,13 +1,14 @@
-"""`ray-snake export`: a run's weights as one file for other programs."""
+"""`ray-snake export`: a run's weights for other programs."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import click
 
-from ray_snake.errors import StorageError
+from ray_snake.errors import ConfigError, StorageError
 
 
 @click.command()
@@ -15,17 +16,20 @@ from ray_snake.errors import StorageError
 @click.option(
     "--format",
     "form",
-    type=click.Choice(["safetensors", "torch"]),
+    type=click.Choice(["safetensors", "torch", "hf"]),
     default="safetensors",
     show_default=True,
-    help="safetensors, or a state dict for torch.load.",
+    help="safetensors, a state dict for torch.load, or a folder for transformers.",
 )
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="File, or folder, to write."
+)
 def export(run: str, form: str, out: Path) -> None:
     """Write the weights of RUN, a run's folder or URI, under the network's own names."""
-    if not out.parent.is_dir() or out.is_dir():
+    if not out.parent.is_dir() or (out.is_dir() if form != "hf" else out.exists()):
+        kind = "folder" if form == "hf" else "file"
         raise StorageError(
-            f"--out {out}", "is no file in a folder that exists", "give the path of a new file"
+            f"--out {out}", f"is no new {kind} in a folder that exists", f"name a new {kind}"
         )
 
     from ray_snake.runtime.recipe import Recipe
@@ -34,8 +38,25 @@ def export(run: str, form: str, out: Path) -> None:
 
     folder = RunFolder.open(run)
     folder.refuse_custom_model()
-    weights = load_model(folder, Recipe(config=folder.config)).state_dict()
+    model = load_model(folder, Recipe(config=folder.config))
     unfinished = out.with_name(f".{out.name}.{os.getpid()}")
+    if form == "hf":
+        from ray_snake.models.huggingface import TransformerBlocks
+
+        if not isinstance(model, TransformerBlocks):
+            raise ConfigError(
+                "--format hf",
+                f"the run's model is {folder.config.model.name!r}, none of transformers",
+                "choose safetensors or torch",
+            )
+        try:
+            model.save_pretrained(unfinished)
+            unfinished.rename(out)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        click.echo(f"wrote {out}", err=True)
+        return
+    weights = model.state_dict()
     try:
         if form == "torch":
             import torch

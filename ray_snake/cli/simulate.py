@@ -151,7 +151,10 @@ def _world(
     world = World.draw(nodes or len(sources), seed, given)
     if nodes is None and len(rows) == len(world):
         world = world.with_rows(rows)
-    return world, measured_costs(config, stack, specs)
+    first = specs[0]
+    return world, measured_costs(
+        config, stack, sample_shape=first.sample_shape, integer_inputs=first.integer_inputs
+    )
 
 
 def _show(found: Simulation, console: Console) -> None:

@@ -24,8 +24,9 @@ class ModelConfig(Section):
 
     name: str = Field(
         default="cnn",
-        description="A registered model (mlp, cnn, vgg11, resnet18), or `package.module:function` "
-        "that returns a torch module, an `nn.Sequential`, or a list of blocks.",
+        description="A registered model (mlp, cnn, vgg11, resnet18, decoder), `huggingface` for "
+        "one of transformers, or `package.module:function` that returns a torch module, an "
+        "`nn.Sequential`, or a list of blocks.",
     )
     options: dict[str, Any] = Field(
         default_factory=dict, description="Keyword arguments of the model's function."
@@ -67,7 +68,11 @@ class DataConfig(Section):
         default=None, description="How `source` is split over the nodes."
     )
     input: str = Field(default="input", description="Column of fixed-shape inputs.")
-    label: str = Field(default="label", description="Column of integer labels or float targets.")
+    label: str = Field(
+        default="label",
+        description="Column of integer labels, of the tokens that follow each position, or of "
+        "float targets.",
+    )
     mean: Numbers | None = Field(
         default=None,
         description="Per-channel mean taken off the inputs after scaling 8-bit ones to [0, 1]; "

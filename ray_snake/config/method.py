@@ -177,10 +177,11 @@ class TrainingConfig(Section):
     clip_norm: Annotated[PositiveFloat | None, BeforeValidator(none_if_named)] = Field(
         default=5.0, description='Largest norm of a step\'s gradient; "none" switches clipping off.'
     )
-    recompute: Literal["none", "frozen"] = Field(
-        default="none",
-        description="`frozen`: frozen blocks behind a trained one keep their input alone for the "
-        "backward pass and run again then. Less memory, more computing, the same bits.",
+    suffix: Literal["eager", "recompute", "lean"] = Field(
+        default="eager",
+        description="What frozen blocks behind a trained one keep for the backward pass. `eager`: "
+        "what torch keeps. `recompute`: their input alone; they run again then, to the same bits. "
+        "`lean`: the least that the gradient of their input needs, to the same up to rounding.",
     )
     cache_bytes: NonNegativeInt = Field(
         default=2**28,
@@ -212,7 +213,8 @@ class LossConfig(Section):
 
     name: str = Field(
         default="cross_entropy",
-        description="The task's own loss: `cross_entropy`, `mse`, or one of your own; see "
+        description="The task's own loss: `cross_entropy` (of classes, or of the tokens of a "
+        "language model), `mse`, or one of your own; see "
         "docs/extending.md.",
     )
     logit_adjustment: NonNegativeFloat = Field(

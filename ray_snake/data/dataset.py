@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -15,6 +16,7 @@ from ray_snake.config import PartitionConfig
 from ray_snake.data.partition import Rows, split
 from ray_snake.data.shards import (
     BUILTIN,
+    IGNORED,
     label_values,
     make_table,
     metadata_of,
@@ -40,6 +42,7 @@ class ShardSource:
         label: Name of the label column.
         mean: Per-channel mean to take off; none: what the schema's metadata says, else 0.
         std: Per-channel standard deviation to divide by, likewise; else 1.
+        title: What the node is called; none: after the file.
 
     Raises:
         DataError: If it has both a file and a table or neither, or the index is not a part's.
@@ -53,6 +56,7 @@ class ShardSource:
     label: str = "label"
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    title: str | None = None
 
     def __post_init__(self) -> None:
         if (self.uri is None) == (self.table is None):
@@ -119,6 +123,8 @@ class ShardSource:
     @property
     def name(self) -> str:
         """A short name for people, such as `node_003` or `digits/train[3]`."""
+        if self.title is not None:
+            return self.title
         if self.uri is None:
             return f"memory[{self.index}]"
         if self.uri.startswith(BUILTIN):
@@ -144,6 +150,8 @@ class NodeDataset:
         input_dtype: Type of the inputs that `batch` gives: float32, or int64 for whole numbers
             wider than 8 bits, such as token ids.
         has_class_labels: Whether labels are integers, one for each row.
+        has_token_labels: Whether they are integers, several for each row, of rows of whole numbers.
+        label_shape: Shape of one label.
     """
 
     def __init__(self, table: pa.Table, source: ShardSource) -> None:
@@ -163,6 +171,7 @@ class NodeDataset:
         labels = label_values(
             self._column(table, source.label, "data.label"), self._subject, source.label
         )
+        self._count = len(labels)
         self._rows: Rows | None = None
         if source.partition is not None:
             if len(labels) < source.partition.nodes:
@@ -173,16 +182,22 @@ class NodeDataset:
                     "lower data.partition.nodes",
                 )
             self._rows = split(labels, source.partition)[source.index]
-            labels = labels[self._rows]
-        whole = np.issubdtype(labels.dtype, np.integer)
-        self._labels: NDArray[Any] = labels.astype(np.int64 if whole else np.float32, copy=False)
-        self.has_class_labels = bool(whole and labels.ndim == 1)
+            self._count = len(self._rows)
+        whole = bool(np.issubdtype(labels.dtype, np.integer))
+        self.has_class_labels = whole and labels.ndim == 1
+        self.label_shape: tuple[int, ...] = labels.shape[1:]
         self.sample_shape: tuple[int, ...] = views[0].shape[1:]
         stored = views[0].dtype
         self._is_scaled = stored == np.uint8
         self.input_dtype: np.dtype[Any] = np.dtype(
             np.int64 if np.issubdtype(stored, np.integer) and not self._is_scaled else np.float32
         )
+        self.has_token_labels = whole and labels.ndim > 1 and self.input_dtype == np.int64
+        # Labels of token sequences are as large as the inputs: they stay where they are.
+        if not self.has_token_labels:
+            labels = labels if self._rows is None else labels[self._rows]
+            labels = labels.astype(np.int64 if whole else np.float32, copy=False)
+        self._labels: NDArray[Any] = labels
         facts = metadata_of(table.schema)
         self._mean = self._channels(source.mean, facts.get("mean"), "mean", 0.0)
         self._std = self._channels(source.std, facts.get("std"), "std", 1.0)
@@ -201,7 +216,7 @@ class NodeDataset:
         return cls(read_table(source.uri, [source.input, source.label]), source)
 
     def __len__(self) -> int:
-        return len(self._labels)
+        return self._count
 
     def batch(self, rows: Rows) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return some rows, in the order given.
@@ -212,8 +227,8 @@ class NodeDataset:
         Returns:
             The inputs, shape (n, *sample_shape), as `input_dtype`; 8-bit ones are scaled to
             [0, 1], and floats have the mean taken off and are divided by the standard deviation
-            of their channel. And the labels: int64, shape (n,), or float32 targets, shape (n,) or
-            (n, ...). Both are copies.
+            of their channel. And the labels: int64, shape (n,), or of token sequences (n, ...),
+            or float32 targets, shape (n,) or (n, ...). Both are copies.
 
         Raises:
             IndexError: If a row number is not in this shard.
@@ -223,7 +238,7 @@ class NodeDataset:
             raise IndexError(f"{self._subject} has rows 0 to {len(self) - 1}")
         inputs = self._stored(rows)
         if self.input_dtype == np.int64:
-            return inputs.astype(np.int64, copy=False), self._labels[rows]
+            return inputs.astype(np.int64, copy=False), self._targets(rows)
         features = inputs.astype(np.float32, copy=False)
         if self._is_scaled:
             features /= np.float32(255)
@@ -231,7 +246,7 @@ class NodeDataset:
             features -= self._mean
         if self._std is not None:
             features /= self._std
-        return features, self._labels[rows]
+        return features, self._targets(rows)
 
     def label_counts(self, classes: int) -> NDArray[np.int64]:
         """Count the rows of each class, shape (classes,), int64.
@@ -242,12 +257,32 @@ class NodeDataset:
         self._check_labels(classes)
         return np.bincount(self._labels, minlength=classes).astype(np.int64)
 
+    def largest_input(self) -> int:
+        """Return the largest of inputs that are whole numbers, 0 of others.
+
+        Raises:
+            DataError: If one of them is negative.
+        """
+        largest = 0
+        for start, rows in self._pieces() if self.input_dtype == np.int64 else ():
+            values = self._stored(rows)
+            if values.size and values.min() < 0:
+                row = int(np.argmax((values < 0).reshape(len(values), -1).any(axis=1)))
+                raise DataError(
+                    self._subject,
+                    f"input column {self._input_name!r} holds {values.min()} in row "
+                    f"{self._file_row(start + row)}, and tokens count from 0",
+                    "correct that row",
+                )
+            largest = max(largest, int(values.max(initial=0)))
+        return largest
+
     def check(self, classes: int | None) -> None:
         """Look through the whole shard for what would spoil a training.
 
         Args:
-            classes: How many classes the model tells apart; none: labels are not looked at as
-                classes.
+            classes: How many classes, or tokens, the model tells apart; none: labels are not
+                looked at as such.
 
         Raises:
             DataError: If the shard is empty, a label is not one of the classes, or an input or
@@ -257,14 +292,15 @@ class NodeDataset:
             raise DataError(
                 self._subject, "has no rows", "leave this node out or give it some data"
             )
-        if classes is not None:
+        if self.has_token_labels:
+            self._check_tokens(classes)
+        elif classes is not None:
             self._check_labels(classes)
         if self._labels.dtype == np.float32:
             self._refuse_non_finite(self._labels, 0, "target", self._label_name)
         if not np.issubdtype(self._inputs[0].dtype, np.floating):
             return
-        for start in range(0, len(self), CHECK_ROWS):
-            rows = np.arange(start, min(start + CHECK_ROWS, len(self)), dtype=np.int64)
+        for start, rows in self._pieces():
             self._refuse_non_finite(self._stored(rows), start, "input", self._input_name)
 
     def _column(self, table: pa.Table, name: str, key: str) -> pa.ChunkedArray:
@@ -321,8 +357,42 @@ class NodeDataset:
             found[here] = self._inputs[chunk][rows[here] - self._starts[chunk]]
         return found
 
+    def _targets(self, rows: Rows) -> NDArray[Any]:
+        if not self.has_token_labels:
+            return self._labels[rows]
+        stored = self._labels[rows if self._rows is None else self._rows[rows]]
+        return stored.astype(np.int64, copy=False)
+
+    def _pieces(self) -> Iterator[tuple[int, Rows]]:
+        """Yield all row numbers in pieces, each with its first one."""
+        for start in range(0, len(self), CHECK_ROWS):
+            yield start, np.arange(start, min(start + CHECK_ROWS, len(self)), dtype=np.int64)
+
     def _file_row(self, row: int) -> int:
         return row if self._rows is None else int(self._rows[row])
+
+    def _check_tokens(self, tokens: int | None) -> None:
+        for start, rows in self._pieces():
+            labels = self._targets(rows).reshape(len(rows), -1)
+            counts = labels != IGNORED
+            wrong = counts & (labels < 0)
+            if tokens is not None:
+                wrong |= labels >= tokens
+            if wrong.any():
+                row = int(np.argmax(wrong.any(axis=1)))
+                raise DataError(
+                    self._subject,
+                    f"label {labels[row][wrong[row]][0]} in row {self._file_row(start + row)} is "
+                    f"neither one of the model's tokens nor {IGNORED}",
+                    "write the data with the model's own tokenizer, or give the model more tokens",
+                )
+            if not counts.any(axis=1).all():
+                row = int(np.argmin(counts.any(axis=1)))
+                raise DataError(
+                    self._subject,
+                    f"row {self._file_row(start + row)} has no token to be predicted",
+                    "drop that row",
+                )
 
     def _check_labels(self, classes: int) -> None:
         if not self.has_class_labels:

@@ -1,9 +1,11 @@
 """The files that hold data: Arrow IPC or Parquet, with the facts about the data in their schema.
 
 A shard is written as an uncompressed Arrow IPC file, so that a node can memory-map it. Inputs are
-a column of fixed-shape tensors. The schema's metadata holds, under the key `ray_snake`, a JSON
-object with some of: `mean` and `std` (per channel, after scaling 8-bit inputs to [0, 1]),
-`classes` (their names or their number), `source` and `licence`.
+a column of fixed-shape tensors. Labels are a number in each row, or, of token sequences, the tokens
+that follow each position, with `IGNORED` where none is to be predicted. The schema's metadata
+holds, under the key `ray_snake`, a JSON object with some of: `mean` and `std` (per channel, after
+scaling 8-bit inputs to [0, 1]), `classes` (their names or their number), `tokenizer`, `vocabulary`
+(its number of tokens) and `padding` (the token of padding), `source` and `licence`.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ from ray_snake.location import without_secrets
 from ray_snake.storage import Storage, open_file, split_uri
 
 METADATA_KEY = b"ray_snake"
+IGNORED = -100
+"""Label of a position that does not count: what torch's cross-entropy leaves out by default."""
 BUILTIN = "builtin://"
 LABELS_FILE = "labels.csv"
 SETTINGS_FILE = "partition.json"
@@ -37,6 +41,8 @@ WRITE_SECONDS = 1800.0
 _BUILTIN_FILES = {
     "digits/train": "digits_train.parquet",
     "digits/test": "digits_test.parquet",
+    "sonnets/train": "sonnets_train.parquet",
+    "sonnets/test": "sonnets_test.parquet",
 }
 _ARROW_MAGIC = b"ARROW1"
 _PARQUET_MAGIC = b"PAR1"
@@ -225,8 +231,10 @@ def label_values(column: pa.ChunkedArray, subject: str, name: str) -> NDArray[An
             "name another column as data.label, or convert it",
         )
     _refuse_nulls(column, subject, name)
-    values: NDArray[Any] = column.to_numpy()
-    return values.astype(np.uint8) if values.dtype == bool else values
+    if pa.types.is_boolean(kind):
+        column = column.cast(pa.uint8())
+    values = [_view(chunk) for chunk in column.chunks or [pa.nulls(0, column.type)]]
+    return values[0] if len(values) == 1 else np.concatenate(values)
 
 
 def tensor_views(
@@ -259,24 +267,39 @@ def tensor_views(
         )
     _refuse_nulls(column, subject, name)
     views: list[NDArray[Any]] = []
-    for chunk in column.chunks or [pa.array([], kind)]:
+    shape = _logical_shape(kind) if is_tensor else (kind.list_size,)
+    is_permuted = is_tensor and kind.permutation is not None
+    for chunk in column.chunks:
         storage = chunk.storage if is_tensor else chunk
         flat = storage.flatten()
         if flat.null_count:
             row = int(np.flatnonzero(flat.is_null())[0]) // storage.type.list_size
             _raise_null(subject, name, sum(map(len, views)) + row)
-        if is_tensor and len(chunk):
+        if is_permuted and len(chunk):
             views.append(chunk.to_numpy_ndarray())
         else:
-            shape = _logical_shape(kind) if is_tensor else (kind.list_size,)
-            views.append(flat.to_numpy(zero_copy_only=True).reshape(len(chunk), *shape))
-    return views
+            views.append(_view(flat).reshape(len(chunk), *shape))
+    return views or [np.empty((0, *shape), kind.value_type.to_pandas_dtype())]
 
 
 def _logical_shape(kind: pa.FixedShapeTensorType) -> tuple[int, ...]:
     if kind.permutation is None:
         return tuple(kind.shape)
     return tuple(kind.shape[axis] for axis in kind.permutation)
+
+
+def _view(numbers: pa.Array) -> NDArray[Any]:
+    """Return a view of an array of numbers without nulls.
+
+    pyarrow's own `to_numpy` imports pandas where that is installed: 35 MiB in each process.
+    """
+    kind = np.dtype(numbers.type.to_pandas_dtype())
+    memory = numbers.buffers()[1]
+    if memory is None or not len(numbers):
+        return np.empty(0, kind)
+    view = np.frombuffer(memory, kind, len(numbers), numbers.offset * kind.itemsize)
+    view.flags.writeable = False
+    return view
 
 
 def _refuse_nulls(column: pa.ChunkedArray, subject: str, name: str) -> None:

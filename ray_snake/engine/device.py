@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import psutil
+import pyarrow as pa
 import torch
 
 
@@ -18,6 +19,8 @@ def prepare_process(threads: int) -> None:
     # torch reads this at its first large allocation.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     torch.set_num_threads(threads)
+    # pyarrow's own pool keeps 10 MiB for a shard of 100 KiB.
+    pa.set_memory_pool(pa.system_memory_pool())
 
 
 def take_device(gpu_share: float) -> torch.device:

@@ -1,4 +1,4 @@
-"""Judging a network on rows: the task loss and, for classes, the accuracy."""
+"""Judging a network on rows: task loss, accuracy of classes, perplexity of language models."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ from dataclasses import dataclass
 
 import torch
 
-from ray_snake.engine.objective import TaskLoss, correct, is_classification
+from ray_snake.engine.objective import (
+    TaskLoss,
+    correct,
+    cross_entropy,
+    is_classification,
+    is_language_modelling,
+)
 from ray_snake.engine.samples import Samples, in_order, load_batch
 from ray_snake.engine.stack import BlockStack
 
@@ -18,13 +24,16 @@ class Evaluation:
 
     Attributes:
         samples: Rows judged.
-        loss: Mean task loss over rows.
-        accuracy: Share of classes that are right, in [0, 1]; none without classes.
+        loss: Mean task loss over rows; of a language model, over all tokens that count.
+        accuracy: Share of classes, or tokens, that are right, in [0, 1]; none without classes.
+        perplexity: Of a language model the exponential of its cross-entropy in nats per token
+            (Jelinek et al. 1977, doi:10.1121/1.2016299); none with another task or loss.
     """
 
     samples: int
     loss: float
     accuracy: float | None
+    perplexity: float | None = None
 
 
 @torch.no_grad()
@@ -39,17 +48,31 @@ def evaluate(
     """Judge a loaded stack on all rows, in evaluation mode."""
     device = device or torch.device("cpu")
     stack.eval()
-    total, right, judged = 0.0, 0, 0
+    total, weight, right, judged = 0.0, 0, 0, 0
+    is_language_model = False
     for rows in in_order(len(samples), batch_size):
         inputs, targets = load_batch(samples, rows, device)
         outputs = stack(inputs)
-        total += float(task(outputs, targets)) * len(rows)
+        batch_weight = len(rows)
         if is_classification(targets):
-            counts = correct(outputs, targets)
-            right, judged = right + counts[0], judged + counts[1]
-    count = len(samples)
+            batch_right, batch_weight = correct(outputs, targets)
+            right, judged = right + batch_right, judged + batch_weight
+            is_language_model = is_language_modelling(targets) and not inputs.is_floating_point()
+        if batch_weight:
+            total += float(task(outputs, targets)) * batch_weight
+            weight += batch_weight
+    loss = total / weight if weight else math.nan
     return Evaluation(
-        samples=count,
-        loss=total / count if count else math.nan,
+        samples=len(samples),
+        loss=loss,
         accuracy=right / judged if judged else None,
+        perplexity=perplexity(loss) if is_language_model and task is cross_entropy else None,
     )
+
+
+def perplexity(loss: float) -> float:
+    """Return the perplexity of a cross-entropy in nats per token; inf where it overflows."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf

@@ -17,9 +17,17 @@ TaskLoss = Callable[[Tensor, Tensor], Tensor]
 """(outputs, targets) -> mean loss, a scalar tensor."""
 
 
+IGNORED = -100
+"""Target of what does not count, such as the token after padding; `data.text` writes it."""
+
+
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean cross-entropy of logits (..., classes) against class numbers (...)."""
-    return F.cross_entropy(outputs.flatten(0, -2), targets.flatten())
+    """Return the mean cross-entropy of logits (..., classes) against class numbers (...).
+
+    Targets that are `IGNORED` do not count. With the tokens that follow each position as targets
+    this is the loss of language modelling, in nats per token.
+    """
+    return F.cross_entropy(outputs.flatten(0, -2), targets.flatten(), ignore_index=IGNORED)
 
 
 def mean_squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -28,13 +36,19 @@ def mean_squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def correct(outputs: Tensor, targets: Tensor) -> tuple[int, int]:
-    """Return how many classes are right and how many there are, for logits (..., classes)."""
-    return int((outputs.argmax(-1) == targets).sum()), targets.numel()
+    """Return how many classes are right and how many count, for logits (..., classes)."""
+    right = int((outputs.argmax(-1) == targets).sum())
+    return right, targets.numel() if targets.ndim == 1 else int((targets != IGNORED).sum())
 
 
 def is_classification(targets: Tensor) -> bool:
     """Return whether targets are class numbers (an integer dtype)."""
     return not targets.is_floating_point()
+
+
+def is_language_modelling(targets: Tensor) -> bool:
+    """Return whether targets are class numbers of each position of a sequence."""
+    return is_classification(targets) and targets.ndim > 1
 
 
 def log_frequencies(counts: Tensor) -> Tensor:
@@ -112,5 +126,10 @@ class Objective:
             return loss
         weight = self._settings.distillation
         hidden = outputs if hidden is None else hidden
+        if is_language_modelling(targets):
+            real = targets != IGNORED
+            if not bool(real.all()):
+                outputs, hidden = outputs[real], hidden[real]
+                kept = tuple(one[real] for one in kept)
         distance = self.teacher.distance(hidden, outputs, kept, classes=classes)
         return (1 - weight) * loss + weight * distance

@@ -12,6 +12,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from ray_snake.config import TrainingConfig
+from ray_snake.engine.fit import made_up, zeros_like
+from ray_snake.engine.lean import lean_run
 from ray_snake.engine.stack import BlockStack
 from ray_snake.engine.visit import computing
 from ray_snake.planning.cost import BlockCost
@@ -23,7 +25,7 @@ REPEATS = 3
 def profile_blocks(
     skeleton: BlockStack, sample_shape: tuple[int, ...], *, integer_inputs: bool, batch: int
 ) -> tuple[list[BlockCost], float]:
-    """Run a network of zeros forward, block by block; nothing is trained.
+    """Run a network of zeros, block by block; nothing is trained.
 
     Args:
         skeleton: A stack on the meta device.
@@ -42,36 +44,57 @@ def profile_blocks(
     flops = 0.0
     skeleton.eval()
     for index, name in enumerate(skeleton.names):
-        weights = {
-            weight: torch.zeros_like(tensor, device="cpu")
-            for weight, tensor in skeleton.tensors(index).items()
-        }
-        skeleton.load(index, weights, trainable=False)
-        block = skeleton.blocks[index]
-        block(x)
-        started = time.perf_counter()
-        with torch.no_grad():
+        with made_up(skeleton, index) as block:
             block(x)
-        seconds += time.perf_counter() - started
-        saved = _SavedBytes([*block.parameters()])
-        block.requires_grad_(True)
-        counter = FlopCounterMode(display=False)
-        with counter, saved_tensors_hooks(saved.pack, _unpack):
-            y = block(x if integer_inputs and index == 0 else x.detach().requires_grad_())
+            started = time.perf_counter()
+            with torch.no_grad():
+                block(x)
+            seconds += time.perf_counter() - started
+            needed = nn.ModuleList(
+                [block, *(skeleton.blocks[one] for one in skeleton.reads[index])]
+            )
+            saved = _SavedBytes([*needed.parameters()])
+            block.requires_grad_(True)
+            counter = FlopCounterMode(display=False)
+            with counter, saved_tensors_hooks(saved.pack, _unpack):
+                y = block(x if integer_inputs and index == 0 else x.detach().requires_grad_())
+            lean_bytes, lean_flops = 0, 0.0
+            if y.is_floating_point() and x.is_floating_point():
+                lean_saved = _SavedBytes([*needed.parameters(), *needed.buffers()])
+                lean_bytes, lean_flops = _profile_lean(
+                    block, x, lean_saved, counter.get_total_flops()
+                )
+        weights = skeleton.tensors(index).values()
         flops += counter.get_total_flops()
         costs.append(
             BlockCost(
                 name=name,
-                weight_bytes=sum(one.numel() * one.element_size() for one in weights.values()),
+                weight_bytes=sum(one.numel() * one.element_size() for one in weights),
                 forward_flops=counter.get_total_flops() / batch,
                 saved_bytes=saved.total // batch,
                 input_bytes=x.numel() * x.element_size() // batch,
                 output_bytes=y.numel() * y.element_size() // batch,
+                lean_bytes=lean_bytes // batch,
+                lean_flops=lean_flops / batch,
             )
         )
         x = y.detach()
-        skeleton.unload(index)
     return costs, flops / max(seconds, 1e-9)
+
+
+def _profile_lean(
+    block: nn.Module, x: Tensor, saved: _SavedBytes, forward_flops: float
+) -> tuple[int, float]:
+    """Return the bytes that a block keeps that runs lean, and what it does again, in operations."""
+    block.requires_grad_(False)
+    counter = FlopCounterMode(display=False)
+    with counter:
+        with saved_tensors_hooks(saved.pack, _unpack):
+            y = lean_run(block)(x.detach().requires_grad_())
+        if y.requires_grad:
+            torch.autograd.backward(y, torch.ones_like(y))
+    # Forward and backward pass; the gradient of the input takes as much as the output.
+    return saved.total, max(0.0, counter.get_total_flops() - 2 * forward_flops)
 
 
 def time_blocks(
@@ -104,15 +127,8 @@ def time_blocks(
     torch.set_num_threads(threads)
     try:
         for index, cost in enumerate(costs):
-            weights = {
-                weight: torch.randn(tensor.shape, dtype=tensor.dtype) * 0.02
-                if tensor.is_floating_point()
-                else torch.zeros_like(tensor, device="cpu")
-                for weight, tensor in skeleton.tensors(index).items()
-            }
-            skeleton.load(index, weights, trainable=False)
-            with computing(training, x.device):
-                forward, frozen, trained, x = _time_block(skeleton.blocks[index], x)
+            with made_up(skeleton, index, _drawn) as block, computing(training, x.device):
+                forward, frozen, trained, x = _time_block(block, x)
             rows = training.batch_size
             timed.append(
                 replace(
@@ -122,10 +138,16 @@ def time_blocks(
                     training_seconds=trained / rows,
                 )
             )
-            skeleton.unload(index)
     finally:
         torch.set_num_threads(former)
     return tuple(timed)
+
+
+def _drawn(tensor: Tensor) -> Tensor:
+    """Return small random numbers in place of a weight that holds nothing; zeros of integers."""
+    if not tensor.is_floating_point():
+        return zeros_like(tensor)
+    return torch.randn(tensor.shape, dtype=tensor.dtype) * 0.02
 
 
 def _time_block(block: nn.Module, x: Tensor) -> tuple[float, float, float, Tensor]:

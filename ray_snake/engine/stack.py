@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils.checkpoint import checkpoint
 
 from ray_snake.errors import ModelError
 
 Network = nn.Module | Sequence[nn.Module]
 """What a model function may return: a BlockStack, an nn.Sequential, or a list of blocks."""
+
+BlockRun = Callable[[Tensor], Tensor]
+"""A block's input -> its output."""
 
 _NORMS = (
     nn.modules.batchnorm._BatchNorm,
@@ -31,6 +33,10 @@ class BlockStack(nn.Module):
     Args:
         blocks: The blocks with their names, in order. Every block has weights of its own.
 
+    Attributes:
+        reads: For each block the other blocks whose weights it computes with too, such as a tied
+            head the embedding's; see `models.tied`. They are to be loaded where it computes.
+
     Raises:
         ModelError: If there are no blocks, or two blocks share a weight.
     """
@@ -42,9 +48,10 @@ class BlockStack(nn.Module):
             raise ModelError("model", "has no blocks", "return a network with at least one layer")
         self.names = tuple(name for name, _ in named)
         self.blocks = nn.ModuleList(module for _, module in named)
-        self.recomputed: frozenset[int] = frozenset()
+        self.runs: Mapping[int, BlockRun] = {}
         self._refuse_shared_weights()
         self._ties = tuple(_ties(module) for module in self.blocks)
+        self.reads = tuple(self._read_by(module) for module in self.blocks)
 
     @classmethod
     def cut(cls, network: Network) -> BlockStack:
@@ -122,12 +129,11 @@ class BlockStack(nn.Module):
     def forward(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
         """Run blocks [start, stop) on `x`, the output of block start-1; by default to the end.
 
-        Blocks in `recomputed` keep nothing but their input for the backward pass, and run again
-        then. Frozen ones come to the same bits.
+        Where gradients flow to their input, blocks that have an entry in `runs` are run by it.
         """
         for index in range(start, len(self.blocks) if stop is None else stop):
-            if index in self.recomputed and torch.is_grad_enabled() and x.requires_grad:
-                x = checkpoint(self.blocks[index], x, use_reentrant=False, preserve_rng_state=False)
+            if index in self.runs and torch.is_grad_enabled() and x.requires_grad:
+                x = self.runs[index](x)
             else:
                 x = self.blocks[index](x)
         return x
@@ -198,6 +204,14 @@ class BlockStack(nn.Module):
         return tuple(
             sum(tensor.numel() * tensor.element_size() for tensor in self.tensors(i).values())
             for i in range(len(self))
+        )
+
+    def _read_by(self, block: nn.Module) -> frozenset[int]:
+        read = {id(one) for layer in block.modules() for one in getattr(layer, "reads", ())}
+        return frozenset(
+            index
+            for index, module in enumerate(self.blocks)
+            if module is not block and read & {id(layer) for layer in module.modules()}
         )
 
     def _refuse_shared_weights(self) -> None:

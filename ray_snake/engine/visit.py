@@ -25,6 +25,7 @@ from ray_snake.engine.samples import (
     shuffled,
 )
 from ray_snake.engine.stack import BlockStack
+from ray_snake.engine.suffix import suffix_runs
 from ray_snake.engine.teacher import Kept
 from ray_snake.engine.trained import Carried, TrainedBlocks
 from ray_snake.planning.cost import batches_per_epoch, total_steps
@@ -171,8 +172,7 @@ def train_visit(
                 device=device,
             )
         stack.freeze_all_but(trained, fix_norms=fix_norms)
-        if training.recompute == "frozen":
-            stack.recomputed = frozenset(range(len(stack))) - set(trained)
+        stack.runs = suffix_runs(stack, trained, training.suffix)
         try:
             for epoch, rows in visit_batches(len(samples), training, seed):
                 if control.ends_early():
@@ -189,7 +189,7 @@ def train_visit(
                 control.step, control.loss = meter.steps, meter.loss
         finally:
             features.close()
-            stack.recomputed = frozenset()
+            stack.runs = {}
     seconds = time.perf_counter() - started
     finite, change = blocks.result(measure_update=measure_update)
     if carried is not None:

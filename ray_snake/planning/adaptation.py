@@ -1,10 +1,14 @@
 """Adaptation: what a visit becomes on a node that is slower, or has less room, than others.
 
-The measure is the middling node: half of all nodes are slower. A node that would take longer for a
-visit than that one gets the time of the middling node's visits (times `patience`; so all slow nodes
-get the same, which is proportional fairness), trains the span that it gets furthest with in it, and
-makes fewer steps. Spans that slow nodes leave behind go to fast nodes, in
-exchange for those that slow nodes took. Coverage bends, and does not break: see `min_coverage`.
+The measure is the middling node: half of all nodes are slower. A node that would compute longer
+for a visit than that one gets the time of the middling node's visits (times `patience`; so all slow
+nodes get the same, which is proportional fairness), trains the span that it gets furthest with in
+it, and makes fewer steps. Spans that slow nodes leave behind go to fast nodes, in exchange for
+those that slow nodes took. Coverage bends, and does not break: see `min_coverage`.
+
+Steps don't help a slow link. But blocks go from node to node as fast as the slower of their links.
+So trips cross the nodes from fast links to slow ones and back: each slow link is then waited for
+once a trip, where between two fast ones it is waited for twice.
 """
 
 from __future__ import annotations
@@ -50,6 +54,7 @@ class Adaptation:
         self._config = config
         self._outlook = outlook
         self._places = places
+        self._unchanged = [Choice(place=place) for place in range(len(places))]
         # Samples by which slow nodes trained a place less than the order had it; of others, more.
         self._owed = [0.0] * len(places)
         self._shares: dict[tuple[int, int], float] = {}
@@ -60,8 +65,32 @@ class Adaptation:
         self._budget = 0.0
 
     def crossing(self, trip: int, nodes: Sequence[int]) -> list[int]:
-        """Return the nodes of a trip: those on probation last."""
-        return sorted(nodes, key=lambda node: self.is_on_probation(node, trip))
+        """Return the nodes of a trip, for those that the order has: by their links.
+
+        Where the order has the lowest number is the fastest link. Those on probation are last.
+        """
+        self._find_middling(trip)
+        # Of links that seem equally slow one may only have slow neighbours: they change places
+        # from time to time, and it shows.
+        turned = (trip - 1) // 2 % 2 == 1
+        classes = {node: self._link_class(node) for node in nodes}
+        by_link = sorted(
+            sorted(nodes), key=lambda one: (classes[one], -one if turned and classes[one] else one)
+        )
+        places = {node: place for place, node in enumerate(sorted(nodes))}
+        crossing = [by_link[places[node]] for node in nodes]
+        return sorted(crossing, key=lambda node: self.is_on_probation(node, trip))
+
+    def changed(self) -> None:
+        """Look anew which node is the middling one: more is known, or somebody joined or left."""
+        self._middling_of = 0
+
+    def _link_class(self, node: int) -> int:
+        """Return how often a node's wait for a span halves until it hardly counts."""
+        first = self._places[0]
+        hardly = self._config.hysteresis * self._middling_seconds(first)
+        waits = self._outlook.pulling(first, node)
+        return math.ceil(math.log2(waits / hardly)) if waits > hardly > 0 else 0
 
     def is_on_probation(self, node: int, trip: int) -> bool:
         """Return whether a node was late not long before a trip."""
@@ -96,24 +125,26 @@ class Adaptation:
         if self.is_on_probation(node, trip):
             return self._choice(node, proposed, self._config.min_steps, "late not long ago")
         if self._is_slow(node, places[proposed]):
-            return self._shortened(node, proposed, {one: places[one] for one in room})
+            if len(room) < len(places):
+                places = {one: places[one] for one in room}
+            return self._shortened(node, proposed, places)
         other = self._exchanged(node, proposed, room, places)
         if other != proposed:
             return Choice(place=other, why="left behind by slow nodes")
-        return Choice(place=proposed, why=why)
+        return Choice(place=proposed, why=why) if why else self._unchanged[proposed]
 
     def shorten(self, visit: Visit) -> Choice:
         """Return how many of a visit's steps its node has time for; its place is 0."""
         self._find_middling(visit.trip)
         if not self._is_slow(visit.node, visit):
             return Choice(place=0)
-        slower = self._outlook.seconds(visit, visit.node) / self._middling_seconds(visit)
+        slower = self._outlook.computing(visit, visit.node) / self._middling_seconds(visit)
         return self._choice(visit.node, 0, self._config.patience / slower, _slower(slower))
 
     def handed_out(self, proposed: int, visit: Visit) -> None:
         """Note what became of a proposed place."""
         if visit.place is not None and visit.place != proposed:
-            samples = self._outlook.cost(visit, visit.node).samples
+            samples = self._outlook.samples(visit, visit.node)
             self._owed[proposed] += samples
             self._owed[visit.place] -= samples
         full = self._outlook.full_steps(visit.node)
@@ -128,6 +159,8 @@ class Adaptation:
     def _open(self, counts: Sequence[int], places: Mapping[int, Visit]) -> Sequence[int]:
         """Return the places that coverage leaves open to a node."""
         least = math.floor(self._config.min_coverage * (sum(counts) + 1) / len(counts))
+        if min(counts) >= least:
+            return list(places)
         return [place for place in places if counts[place] < least] or list(places)
 
     def _with_room(
@@ -145,17 +178,22 @@ class Adaptation:
 
     def _shortened(self, node: int, proposed: int, places: Mapping[int, Visit]) -> Choice:
         """Return with what a slow node gets furthest in the time that it has."""
-        others, pace = self._outlook.others(node), self._outlook.pace(node)
-        left = self._budget - others
-        seconds = {one: pace * self._outlook.work(visit, node) for one, visit in places.items()}
-        shares = {
-            one: min(1.0, left / whole) if whole > 0 else 1.0 for one, whole in seconds.items()
-        }
-        place = max(shares, key=lambda one: (shares[one], -abs(one - proposed)))
-        if shares[place] <= shares[proposed] * (1 + self._config.hysteresis):
-            place = proposed
-        slower = (seconds[proposed] + others) / self._middling_seconds(places[proposed])
-        return self._choice(node, place, shares[place], _slower(slower))
+        computing = self._outlook.computing
+
+        def share_of(seconds: float) -> float:
+            return min(1.0, self._budget / seconds) if seconds > 0 else 1.0
+
+        seconds = computing(places[proposed], node)
+        share = least = share_of(seconds)
+        place = proposed
+        for one, visit in places.items():
+            found = share_of(computing(visit, node))
+            if found > share or (found == share and abs(one - proposed) < abs(place - proposed)):
+                place, share = one, found
+        if share <= least * (1 + self._config.hysteresis):
+            place, share = proposed, least
+        slower = seconds / self._middling_seconds(places[proposed])
+        return self._choice(node, place, share, _slower(slower))
 
     def _exchanged(
         self, node: int, proposed: int, room: Sequence[int], places: Mapping[int, Visit]
@@ -164,7 +202,7 @@ class Adaptation:
         if self._owed[proposed] > 0 or not any(one > 0 for one in self._owed):
             return proposed
         place = max(room, key=lambda one: (self._owed[one], -abs(one - proposed)))
-        enough = self._owed[place] >= self._outlook.cost(places[proposed], node).samples / 2
+        enough = self._owed[place] >= self._outlook.samples(places[proposed], node) / 2
         return place if enough and not self._is_slow(node, places[place]) else proposed
 
     def _choice(self, node: int, place: int, share: float, why: str) -> Choice:
@@ -178,27 +216,27 @@ class Adaptation:
         return Choice(place=place, steps=steps if steps < full else None, why=why)
 
     def _is_slow(self, node: int, visit: Visit) -> bool:
-        """Return whether a node that was seen at work takes longer than the middling one."""
+        """Return whether a node that was seen at work computes longer than the middling one."""
         if not self._outlook.knows(node):
             return False
         limit = self._middling_seconds(visit) * (1 + self._config.hysteresis)
-        return self._outlook.seconds(visit, node) > limit
+        return self._outlook.computing(visit, node) > limit
 
     def _middling_seconds(self, visit: Visit) -> float:
-        """Return the middling node's seconds as they were expected at the trip's start."""
+        """Return how long the middling node computes, as was expected at the trip's start."""
         found = self._middlings.get(visit.trained)
         if found is None:
-            found = self._outlook.seconds(visit, self._middling)
+            found = self._outlook.computing(visit, self._middling)
             self._middlings[visit.trained] = found
         return found
 
     def _find_middling(self, trip: int) -> None:
-        """Look at a trip's start which node is the middling one, and how long its visits take."""
+        """Look at a trip's start which node is the middling one, and how long it computes."""
         if trip == self._middling_of:
             return
         self._middling_of = trip
-        nodes = range(len(self._outlook.facts.rows))
-        ranked = sorted(nodes, key=lambda one: self._outlook.seconds(self._places[0], one))
+        first = self._places[0]
+        ranked = sorted(self._outlook.members, key=lambda one: self._outlook.computing(first, one))
         self._middling = ranked[(len(ranked) - 1) // 2]
         self._middlings.clear()
         self._budget = self._config.patience * statistics.fmean(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from ray_snake.config import AugmentationConfig, LossConfig, TrainingConfig
 from ray_snake.planning.span import Visit
@@ -21,6 +22,10 @@ class BlockCost:
         saved_bytes: What its forward pass keeps for the backward pass, weights left out.
         input_bytes: Size of its input.
         output_bytes: Size of its output.
+        lean_bytes: What it keeps for the gradient of its input when it is frozen and runs lean;
+            0 if that was not measured.
+        lean_flops: Floating-point operations that it then does again in the backward pass,
+            likewise.
         forward_seconds: Time of its forward pass where it was measured; 0 if it was not.
         backward_seconds: Time of its backward pass with frozen weights, likewise.
         training_seconds: Time of its backward pass with trained weights, likewise.
@@ -32,6 +37,8 @@ class BlockCost:
     saved_bytes: int
     input_bytes: int
     output_bytes: int
+    lean_bytes: int = 0
+    lean_flops: float = 0.0
     forward_seconds: float = 0.0
     backward_seconds: float = 0.0
     training_seconds: float = 0.0
@@ -72,8 +79,9 @@ class VisitModel:
     """Predicts visits that train the same blocks, whatever their nodes' rows.
 
     A backward pass costs a frozen block one more forward pass (the gradient of its input) and a
-    trained one two (of its weights too). Activations count as PyTorch saves them by default; a
-    prefix cache beyond `cache_bytes` lies on disk and doesn't count.
+    trained one two (of its weights too). Activations count as PyTorch saves them by default, those
+    of frozen blocks as `training.suffix` says; a prefix cache beyond `cache_bytes` lies on disk and
+    doesn't count.
 
     Args:
         visit: A visit to the blocks.
@@ -101,14 +109,17 @@ class VisitModel:
         self._first = first = visit.trained[0]
         # Of a network that is cut the node holds the front alone.
         held = [one for index, one in enumerate(blocks) if visit.on_node(index)]
-        again = {
-            index
-            for index in range(first, len(held))
-            if training.recompute == "frozen" and index not in trained
-        }
+        kept = [
+            _Kept.of(one, "eager" if index in trained else training.suffix)
+            for index, one in enumerate(held)
+            if index >= first
+        ]
         self._prefix = _Work.of(blocks[:first])
         self._rest = _Work.of(blocks[first:])
-        self._again = _Work.of([blocks[index] for index in again])
+        self._again = _Work(
+            flops=sum(one.again.flops for one in kept),
+            seconds=sum(one.again.seconds for one in kept),
+        )
         self._backward = _Work(
             flops=sum(
                 one.forward_flops * (2 if index in trained else 1)
@@ -128,13 +139,8 @@ class VisitModel:
         state = 2 if training.optimizer == "adamw" else (1 if training.momentum > 0 else 0)
         self._weight_bytes = weights * (2 + state)
         self._shared_bytes = sum(one.weight_bytes for one in held) - weights
-        self._saved_bytes = sum(
-            one.input_bytes if index in again else one.saved_bytes
-            for index, one in enumerate(held)
-            if index >= first
-        )
-        # Of those that run again the largest one's activations are there while it does.
-        self._saved_bytes += max((blocks[index].saved_bytes for index in again), default=0)
+        # One block after the other needs what it does not keep; the largest one's counts.
+        self._saved_bytes = sum(one.bytes for one in kept) + max(one.brief_bytes for one in kept)
         self._input_bytes = blocks[first].input_bytes
         self._teacher_bytes = {
             "logits": blocks[-1].output_bytes,
@@ -170,12 +176,16 @@ class VisitModel:
             + (self._backward.seconds + self._again.seconds) * samples
         )
 
+    def samples(self, *, rows: int, steps: int) -> int:
+        """Return the samples that the optimizer sees in such a visit."""
+        training = self._training
+        if training.steps is None and steps == total_steps(rows, training):
+            return training.epochs * rows
+        return steps * min(training.batch_size, rows)
+
     def _counts(self, rows: int, steps: int) -> tuple[int, int, bool]:
         """Return samples seen, rows kept for all passes, and whether the prefix's outputs are."""
-        training = self._training
-        samples = steps * min(training.batch_size, rows)
-        if training.steps is None and steps == total_steps(rows, training):
-            samples = training.epochs * rows
+        samples = self.samples(rows=rows, steps=steps)
         passes = math.ceil(samples / rows)
         draws = passes if self._variants is None else min(passes, self._variants)
         # A visit of less than one pass looks at no other rows than those it trains on.
@@ -212,3 +222,34 @@ class _Work:
             flops=sum(one.forward_flops for one in blocks),
             seconds=sum(one.forward_seconds for one in blocks),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Kept:
+    """What a block keeps of one sample for the backward pass, and what it does again there.
+
+    Attributes:
+        bytes: What it keeps.
+        again: What it does again.
+        brief_bytes: What it needs beside that while it runs, or while gradients pass through it.
+    """
+
+    bytes: int
+    again: _Work
+    brief_bytes: int
+
+    @classmethod
+    def of(cls, block: BlockCost, suffix: Literal["eager", "recompute", "lean"]) -> _Kept:
+        """Return it for a frozen block, by `training.suffix`; for a trained one it is `eager`."""
+        if suffix == "recompute":
+            return cls(
+                bytes=block.input_bytes, again=_Work.of([block]), brief_bytes=block.saved_bytes
+            )
+        if suffix == "lean":
+            share = block.lean_flops / block.forward_flops if block.forward_flops else 0.0
+            return cls(
+                bytes=block.lean_bytes,
+                again=_Work(flops=block.lean_flops, seconds=share * block.forward_seconds),
+                brief_bytes=block.saved_bytes,
+            )
+        return cls(bytes=block.saved_bytes, again=_Work.of([]), brief_bytes=0)

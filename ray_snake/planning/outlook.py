@@ -7,14 +7,21 @@ goes on from its journal knows what it knew, and equal measurements give equal d
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, replace
 
 from ray_snake.config import SnakeConfig
 from ray_snake.planning.cost import BlockCost, VisitCost, VisitModel, total_steps
 from ray_snake.planning.span import Visit
 
 DECAY = 0.6
-"""Weight of what was known before, at each new measurement."""
+"""Weight of what was known of a node before, at each new measurement."""
+SPAN_DECAY = 0.9
+"""The same of a span, which all nodes measure."""
+RATES_KEPT = 4
+"""Pulls by which a link is judged: the fastest of the latest ones."""
+LEAST_BYTES = 100_000
+"""Pulls of less say nothing of a link: Ray sends small objects along with its messages."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +29,7 @@ class Facts:
     """What is known before the first visit.
 
     Attributes:
-        rows: Rows of each node's shard.
+        rows: Rows of each node's shard, by number, of those that left too.
         costs: What each block costs, measured on one machine for a single sample.
     """
 
@@ -47,6 +54,7 @@ class Outcome:
         seconds: From sending it to its end, as the driver sees it.
         pull_bytes: Bytes that its node pulled while the visit waited for them.
         pull_seconds: How long that took.
+        fetch_seconds: How long it waited for what was being fetched ahead of it.
         free_bytes: Free memory of its machine at its end; none if unknown.
         late: Whether it was stopped at its deadline.
     """
@@ -57,6 +65,7 @@ class Outcome:
     seconds: float
     pull_bytes: int = 0
     pull_seconds: float = 0.0
+    fetch_seconds: float = 0.0
     free_bytes: int | None = None
     late: bool = False
 
@@ -81,27 +90,48 @@ class Ratio:
     arXiv:1412.6980, section 3) is the same for both and cancels.
     """
 
-    def __init__(self) -> None:
+    __slots__ = ("_decay", "_over", "_under", "value")
+
+    def __init__(self, decay: float = DECAY) -> None:
+        self._decay = decay
         self._over = 0.0
         self._under = 0.0
+        self.value: float | None = None
+        """The ratio; none before the first measurement."""
 
     def add(self, over: float, under: float) -> None:
         """Take one more measurement."""
-        self._over = DECAY * self._over + (1 - DECAY) * over
-        self._under = DECAY * self._under + (1 - DECAY) * under
+        self._over = self._decay * self._over + (1 - self._decay) * over
+        self._under = self._decay * self._under + (1 - self._decay) * under
+        self.value = self._over / self._under if self._under > 0 else None
 
-    @property
-    def value(self) -> float | None:
-        """The ratio; none before the first measurement."""
-        return self._over / self._under if self._under > 0 else None
+
+class _Model:
+    """Predicts the visits that train the same blocks, and remembers what it said.
+
+    Attributes:
+        visits: What predicts.
+        full: Computing seconds of a visit of all its steps, by rows.
+        shortened: Those of a visit of fewer, by rows and steps.
+        found: How much longer such visits take than was measured, on nodes whose pace is known.
+    """
+
+    __slots__ = ("found", "full", "shortened", "visits")
+
+    def __init__(self, visits: VisitModel) -> None:
+        self.visits = visits
+        self.full: dict[int, float] = {}
+        self.shortened: dict[tuple[int, int], float] = {}
+        self.found = Ratio(SPAN_DECAY)
 
 
 class Outlook:
     """Predicts visits from what is known so far.
 
-    A node's pace is how much longer it takes than the machine that measured the blocks; so what was
-    measured on one span holds for others. What a visit takes beside computing (links, mostly) is
-    averaged by node. A node that has not been seen yet is taken for a middling one.
+    A visit computes, pulls what it waits for, and takes its node some time beside. A node's pace is
+    how much longer it computes than the machine that measured the blocks; so what was measured on
+    one span holds for others. Its link's rate is that of the fastest pull of late: a pull is as
+    slow as the slower of two links. A node that has not been seen yet is taken for a middling one.
 
     Args:
         config: The run's settings.
@@ -111,28 +141,59 @@ class Outlook:
     def __init__(self, config: SnakeConfig, facts: Facts) -> None:
         self.facts = facts
         self._config = config
+        self._rows = facts.rows
         nodes = len(facts.rows)
         self._paces = [Ratio() for _ in range(nodes)]
-        self._others = [Ratio() for _ in range(nodes)]
-        self._links = [Ratio() for _ in range(nodes)]
+        self._overheads = [Ratio() for _ in range(nodes)]
+        self._rates: list[deque[float]] = [deque(maxlen=RATES_KEPT) for _ in range(nodes)]
+        self._last: int | None = None
         self._free_bytes: list[int | None] = [None] * nodes
-        self._works: dict[tuple[tuple[int, ...], int | None, int, int], float] = {}
-        self._models: dict[tuple[tuple[int, ...], int | None], VisitModel] = {}
+        self._models: dict[tuple[tuple[int, ...], int | None], _Model] = {}
+        self._memory_bytes = config.nodes.memory_bytes
         self._full_steps = [total_steps(rows, config.training) for rows in facts.rows]
+        self.members = list(range(nodes))
+        """The nodes that take part, ascending."""
         self._seen: set[int] = set()
         self._middling = (1.0, 0.0)
         self._middling_due = 1
+
+    def join(self, rows: int) -> None:
+        """Take in one more node, with so many rows."""
+        self.members.append(len(self.facts.rows))
+        self.facts = replace(self.facts, rows=(*self.facts.rows, rows))
+        self._rows = self.facts.rows
+        self._paces.append(Ratio())
+        self._overheads.append(Ratio())
+        self._rates.append(deque(maxlen=RATES_KEPT))
+        self._free_bytes.append(None)
+        self._full_steps.append(total_steps(rows, self._config.training))
+
+    def leave(self, node: int) -> None:
+        """Leave a node out of what is middling from now on."""
+        self.members.remove(node)
+        self._seen.discard(node)
 
     def observe(self, outcome: Outcome) -> None:
         """Take what a decided visit took."""
         if outcome.steps == 0:
             return
-        node = outcome.visit.node
-        work = self._model(outcome.visit).seconds(rows=self.facts.rows[node], steps=outcome.steps)
-        self._paces[node].add(outcome.train_seconds, work)
-        self._others[node].add(max(0.0, outcome.seconds - outcome.train_seconds), 1.0)
-        if outcome.pull_bytes and outcome.pull_seconds > 0:
-            self._links[node].add(outcome.pull_bytes, outcome.pull_seconds)
+        visit = outcome.visit
+        node = visit.node
+        model = self._model(visit)
+        if outcome.steps == (visit.steps or self._full_steps[node]):
+            work = self._measured(model, visit, node)
+        else:
+            work = model.visits.seconds(rows=self._rows[node], steps=outcome.steps)
+        pace, factor = self._paces[node].value, model.found.value or 1.0
+        if pace is not None:
+            model.found.add(outcome.train_seconds, pace * work)
+        self._paces[node].add(outcome.train_seconds, factor * work)
+        beside = outcome.seconds - outcome.train_seconds
+        beside -= outcome.pull_seconds + outcome.fetch_seconds
+        self._overheads[node].add(max(0.0, beside), 1.0)
+        if outcome.pull_bytes >= LEAST_BYTES and outcome.pull_seconds > 0:
+            self._rates[node].append(outcome.pull_bytes / outcome.pull_seconds)
+        self._last = node
         self._free_bytes[node] = outcome.free_bytes
         self._seen.add(node)
         # Of thousands of nodes not one by one: each time, some more of them.
@@ -143,27 +204,79 @@ class Outlook:
     def cost(self, visit: Visit, node: int) -> VisitCost:
         """Return the cost of a visit if it were to `node`, where the blocks were measured."""
         steps = visit.steps or self.full_steps(node)
-        return self._model(visit).predict(rows=self.facts.rows[node], steps=steps)
+        return self._model(visit).visits.predict(rows=self._rows[node], steps=steps)
 
     def seconds(self, visit: Visit, node: int) -> float:
-        """Return the seconds that a visit would take `node`, from sending it to its end."""
-        return self.pace(node) * self.work(visit, node) + self.others(node)
+        """Return the seconds that a visit would take `node`, from sending it to its end.
+
+        As if what it trains had been trained elsewhere just before, so that it waits for that.
+        """
+        return self.computing(visit, node) + self.pulling(visit, node) + self.overhead(node)
+
+    def computing(self, visit: Visit, node: int) -> float:
+        """Return the seconds that a visit would compute on `node`."""
+        return self.pace(node) * self.work(visit, node)
+
+    def pulling(self, visit: Visit, node: int) -> float:
+        """Return the seconds that `node` would wait for what a visit trains; 0 if unknown."""
+        rate = self.bytes_per_second(node)
+        if rate is None:
+            return 0.0
+        return sum(self.facts.costs[block].weight_bytes for block in visit.trained) / rate
 
     def work(self, visit: Visit, node: int) -> float:
-        """Return a visit's computing seconds if it were to `node`, where blocks were measured."""
-        steps = visit.steps or self._full_steps[node]
+        """Return a visit's computing seconds on `node`'s rows, where blocks were measured.
+
+        Corrected by what visits to these blocks turned out to take.
+        """
+        model = self._models.get((visit.trained, visit.cut)) or self._model(visit)
+        return (model.found.value or 1.0) * self._measured(model, visit, node)
+
+    def measured(self, visit: Visit, node: int) -> float:
+        """Return the same without that correction."""
+        return self._measured(self._model(visit), visit, node)
+
+    def correction(self, visit: Visit) -> float:
+        """Return how much longer visits to these blocks take than was measured."""
+        return self._model(visit).found.value or 1.0
+
+    def _measured(self, model: _Model, visit: Visit, node: int) -> float:
+        rows, steps = self._rows[node], visit.steps
         # Planning asks for the same ones again and again.
-        key = (visit.trained, visit.cut, self.facts.rows[node], steps)
-        found = self._works.get(key)
-        if found is None:
-            model = self._model(visit)
-            found = self._works[key] = model.seconds(rows=self.facts.rows[node], steps=steps)
+        found = model.shortened.get((rows, steps)) if steps else model.full.get(rows)
+        if found is not None:
+            return found
+        found = model.visits.seconds(rows=rows, steps=steps or self._full_steps[node])
+        if steps:
+            model.shortened[rows, steps] = found
+        else:
+            model.full[rows] = found
         return found
 
-    def predict(self, visit: Visit) -> Prediction:
-        """Return what is expected of a visit to its node."""
+    def samples(self, visit: Visit, node: int) -> int:
+        """Return the samples that the optimizer would see in a visit if it were to `node`."""
+        steps = visit.steps or self._full_steps[node]
+        return self._model(visit).visits.samples(rows=self._rows[node], steps=steps)
+
+    def expected_seconds(self, visit: Visit, pull_bytes: int) -> float:
+        """Return the seconds that a visit will take its node from when it is sent to it.
+
+        Args:
+            visit: The visit.
+            pull_bytes: Bytes that it will wait for; mostly they come from the latest visit's node.
+        """
+        node = visit.node
+        pulling = 0.0
+        if pull_bytes >= LEAST_BYTES:
+            ends = (node,) if self._last is None else (node, self._last)
+            rates = [rate for one in ends if (rate := self.bytes_per_second(one)) is not None]
+            pulling = pull_bytes / min(rates) if rates else 0.0
+        return self.computing(visit, node) + pulling + self.overhead(node)
+
+    def predict(self, visit: Visit, pull_bytes: int = 0) -> Prediction:
+        """Return what is expected of a visit to its node; see `expected_seconds`."""
         return Prediction(
-            seconds=self.seconds(visit, visit.node),
+            seconds=self.expected_seconds(visit, pull_bytes),
             private_bytes=self.cost(visit, visit.node).private_bytes,
         )
 
@@ -180,9 +293,9 @@ class Outlook:
         own = self._paces[node].value
         return self._middling[0] if own is None else own
 
-    def others(self, node: int) -> float:
-        """Return the seconds that a node's visits take beside computing."""
-        own = self._others[node].value
+    def overhead(self, node: int) -> float:
+        """Return the seconds that a node's visits take beside computing and pulling."""
+        own = self._overheads[node].value
         return self._middling[1] if own is None else own
 
     def flops_per_second(self, node: int) -> float:
@@ -190,34 +303,35 @@ class Outlook:
         return self.facts.flops_per_second / self.pace(node)
 
     def bytes_per_second(self, node: int) -> float | None:
-        """Return the rate at which a node pulled blocks; none if it never waited for any."""
-        return self._links[node].value
+        """Return the rate of a node's link; none if it never waited for blocks."""
+        return max(self._rates[node], default=None)
 
     def room(self, node: int) -> int | None:
         """Return the bytes that a visit may take of a node's memory; none if nothing is known."""
-        limits = (self._config.nodes.memory_bytes, self._free_bytes[node])
-        return min((one for one in limits if one), default=None)
+        limit, free = self._memory_bytes, self._free_bytes[node]
+        return min(limit, free) if limit and free else (limit or free or None)
 
     def has_room(self, visit: Visit, node: int) -> bool:
         """Return whether a node's memory, as far as it is known, bears a visit."""
         room = self.room(node)
         return room is None or self.cost(visit, node).private_bytes <= room
 
-    def _model(self, visit: Visit) -> VisitModel:
+    def _model(self, visit: Visit) -> _Model:
         key = (visit.trained, visit.cut)
         model = self._models.get(key)
         if model is None:
-            model = self._models[key] = VisitModel(
+            visits = VisitModel(
                 visit,
                 self.facts.costs,
                 training=self._config.training,
                 loss=self._config.loss,
                 augmentation=self._config.augmentation,
             )
+            model = self._models[key] = _Model(visits)
         return model
 
     def _find_middling(self) -> tuple[float, float]:
-        """Return pace and other seconds of a middling node, of those seen so far."""
+        """Return pace and overhead of a middling node, of those seen so far."""
         paces = [value for node in self._seen if (value := self._paces[node].value) is not None]
-        others = [value for node in self._seen if (value := self._others[node].value) is not None]
-        return statistics.median(paces) if paces else 1.0, statistics.median(others)
+        beside = [self.overhead(node) for node in self._seen]
+        return statistics.median(paces) if paces else 1.0, statistics.median(beside)

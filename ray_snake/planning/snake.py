@@ -26,7 +26,7 @@ class Snake(Strategy):
 
     Args:
         config: The run's settings.
-        nodes: Number of nodes.
+        nodes: Number of nodes at the start.
         blocks: Number of blocks of the network.
 
     Raises:
@@ -64,6 +64,7 @@ class Snake(Strategy):
             )
             for place, (span, own) in enumerate(zip(self.spans, self._chosen, strict=True))
         }
+        self._unchanged = [Choice(place=place) for place in self._places]
         self.coverage = Coverage(nodes, len(self.spans))
         # What the order proposed: so it goes its way, whatever nodes were given in its place.
         self._proposed_to = Coverage(nodes, len(self.spans))
@@ -76,7 +77,7 @@ class Snake(Strategy):
             stay=snake.trips_per_span,
             turns=snake.turns,
         )
-        self._warmup_nodes = frozenset(_warmup_nodes(config, nodes))
+        _check_warmup_nodes(config, nodes)
         self._adaptation: Adaptation | None = None
 
     def know(self, facts: Facts) -> Outlook:
@@ -89,7 +90,8 @@ class Snake(Strategy):
 
     def crossing(self, trip: int) -> list[int]:
         """Return the nodes of a trip as the order has them."""
-        nodes = self._order.crossing(trip, self.nodes)
+        members = self.members
+        nodes = [members[place] for place in self._order.crossing(trip, len(members))]
         return nodes if self._adaptation is None else self._adaptation.crossing(trip, nodes)
 
     def plan(self, number: int, trip: int, node: int) -> Visit:
@@ -108,7 +110,7 @@ class Snake(Strategy):
                 node, trip=trip, proposed=proposed, places=free, counts=counts
             )
         elif proposed in free:
-            choice = Choice(place=proposed)
+            choice = self._unchanged[proposed]
         else:
             nearest = min(free, key=lambda one: (counts[one], abs(one - proposed), one))
             choice = Choice(place=nearest)
@@ -137,6 +139,11 @@ class Snake(Strategy):
         """Return the weight of distillation where the whole model trains; none elsewhere."""
         return self.config.snake.warmup_distillation if self.is_warm_up(visit) else None
 
+    def begins(self) -> None:
+        """Let a trip go by what is known now: more than when it was looked at."""
+        if self._adaptation is not None:
+            self._adaptation.changed()
+
     def handed_out(self, visit: Visit) -> None:
         """Count a visit to a span."""
         if visit.place is None:
@@ -149,6 +156,23 @@ class Snake(Strategy):
         self._proposals[visit.number] = proposed
         self._proposed_to.add(visit.node, proposed)
         self.coverage.add(visit.node, visit.place)
+
+    def joined(self, node: int) -> None:
+        """Count a node's visits too."""
+        self.coverage.join(node)
+        self._proposed_to.join(node)
+        self._changed()
+
+    def went(self, node: int) -> None:
+        """Count a node's visits no more."""
+        self.coverage.leave(node)
+        self._proposed_to.leave(node)
+        self._changed()
+
+    def _changed(self) -> None:
+        self._proposal = None
+        if self._adaptation is not None:
+            self._adaptation.changed()
 
     def observe(self, outcome: Outcome) -> None:
         """Learn from what a visit took."""
@@ -165,29 +189,36 @@ class Snake(Strategy):
 
     def _trains_whole(self, trip: int, node: int) -> bool:
         """Return whether a visit of a trip trains the whole model."""
+        chosen = self.config.snake.warmup_nodes
+        return self._is_whole(trip) and (chosen is None or node in chosen)
+
+    def _is_whole(self, trip: int) -> bool:
         snake = self.config.snake
         late = trip - snake.warmup_trips
-        recurs = snake.whole_every is not None and late % snake.whole_every == 0
-        return node in self._warmup_nodes and (late <= 0 or recurs)
+        return late <= 0 or (snake.whole_every is not None and late % snake.whole_every == 0)
 
-    def _whole_trips_before(self, trip: int) -> int:
-        """Return the trips before one that the walk over the spans leaves out.
+    def _whole_trips(self, trip: int) -> Sequence[int]:
+        """Return the trips up to one that the walk over the spans leaves out.
 
         A node that can't train the whole model has its place in the walk all the same: in the
         warm-up as if there were none, later that of the trip before.
         """
         snake = self.config.snake
-        late = trip - snake.warmup_trips
-        if late <= 0:
-            return 0
-        return snake.warmup_trips + (late // snake.whole_every if snake.whole_every else 0)
+        if trip <= snake.warmup_trips:
+            return ()
+        warm_up = range(1, snake.warmup_trips + 1)
+        if snake.whole_every is None:
+            return warm_up
+        recurring = range(snake.warmup_trips + snake.whole_every, trip + 1, snake.whole_every)
+        return [*warm_up, *recurring]
 
     def _proposed(self, number: int, trip: int, node: int) -> int:
         """Return the place that order and coverage choose."""
         if self._proposal is not None and self._proposal[0] == (number, trip, node):
             return self._proposal[1]
-        before = self._whole_trips_before(trip)
-        turn = Turn(number=number - before * self.nodes, trip=trip - before, node=node)
+        before = self._whole_trips(trip)
+        visits_before = sum(self._trips.visits_of(one) for one in before if one < trip)
+        turn = Turn(number=number - visits_before, trip=trip - len(before), node=node)
         place = self._order.choose(
             turn, self._proposed_to.least_trained(node, self._order.stay - 1)
         )
@@ -209,19 +240,16 @@ class Snake(Strategy):
         }
 
 
-def _warmup_nodes(config: SnakeConfig, nodes: int) -> Sequence[int]:
-    """Return the nodes that can train the whole model.
+def _check_warmup_nodes(config: SnakeConfig, nodes: int) -> None:
+    """Check that the nodes exist that can train the whole model.
 
     Raises:
-        ConfigError: If there is no such node.
+        ConfigError: If one does not.
     """
-    chosen: Sequence[int] | None = config.snake.warmup_nodes
-    if chosen is None:
-        return range(nodes)
-    if max(chosen) >= nodes:
+    chosen = config.snake.warmup_nodes
+    if chosen is not None and max(chosen) >= nodes:
         raise ConfigError(
             "snake.warmup_nodes",
             f"there is no node {max(chosen)} of {nodes}",
             f"use numbers from 0 to {nodes - 1}",
         )
-    return chosen

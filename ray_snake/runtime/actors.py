@@ -291,9 +291,13 @@ class SnakeEngine:
     def ping(self) -> None:
         """Answer, so that a caller knows that the process is up."""
 
-    def initial(self) -> tuple[LayerState, ...] | LayerState:
-        """Return version 0 of every block, one object each."""
-        return _one_object_each(self._engine.initial())
+    def initial(self) -> Iterator[LayerState] | LayerState:
+        """Return version 0 of every block, one object each.
+
+        Ray puts what an iterator yields into its store before it asks for more.
+        """
+        states = self._engine.initial_blocks()
+        return next(states) if self._engine.blocks == 1 else states
 
     def restore(self, blocks: Sequence[BlockRecord]) -> tuple[LayerState, ...] | LayerState:
         """Return stored block versions, one object each."""

@@ -8,18 +8,25 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
+from ray.util.placement_group import PlacementGroup
 
 from ray_snake.config import SnakeConfig
 from ray_snake.data import ShardSource
+from ray_snake.errors import ResourceError
 from ray_snake.planning.strategy import Strategy
 from ray_snake.runtime.actors import AnyRef
+from ray_snake.runtime.cluster import check_resources, has_room, on_cluster
+from ray_snake.runtime.crew import Crew
 from ray_snake.runtime.driver import Driver
 from ray_snake.runtime.events import Event
 from ray_snake.runtime.launch import RayEngine, RayNodeLauncher, RayServer
 from ray_snake.runtime.messages import BlockTable, NodeSpec
 from ray_snake.runtime.meter import RayMeter
-from ray_snake.runtime.placement import NodeGroup
+from ray_snake.runtime.placement import NodeGroup, joining_gpus, joining_request
+from ray_snake.runtime.registrar import Registrar
+from ray_snake.runtime.requests import Mailbox
 from ray_snake.runtime.roster import Roster
+from ray_snake.runtime.shard_checks import check_joining
 from ray_snake.runtime.states import Failed
 from ray_snake.storage import Storage
 
@@ -36,6 +43,7 @@ class SnakeDriver:
         evaluation: Held-out rows, or none.
         groups: The nodes' processes and what each asks for.
         strategy: A user's own; none: the one that the settings name.
+        reserved: What the run may use; none: the cluster.
     """
 
     def __init__(
@@ -48,6 +56,7 @@ class SnakeDriver:
         evaluation: ShardSource | None,
         groups: Sequence[NodeGroup],
         strategy: type[Strategy] | None,
+        reserved: PlacementGroup | None,
     ) -> None:
         self._events: list[Event] = []
         self._news = asyncio.Event()
@@ -60,6 +69,7 @@ class SnakeDriver:
             evaluation,
             groups,
             strategy,
+            reserved,
         )
 
     async def run(self) -> None:
@@ -97,15 +107,16 @@ def make_driver(
     evaluation: ShardSource | None,
     groups: Sequence[NodeGroup],
     strategy: type[Strategy] | None,
+    reserved: PlacementGroup | None,
     *,
     emit: Callable[[Event], None],
 ) -> Driver:
     """Return a driver whose handles are Ray actors."""
-    names = tuple(spec.name for spec in specs)
+    crew = Crew(names=[one.name for one in specs], rows=[one.samples for one in specs])
     server = RayServer(recipe, config.baseline.server_gpus)
-    launcher = RayNodeLauncher(specs, recipe, groups, server)
+    launcher = RayNodeLauncher(specs, config.nodes, recipe, groups, server, reserved)
     roster = Roster(
-        names=names,
+        names=crew.names,
         groups=[group.nodes for group in groups],
         launcher=launcher,
         window=max(2, int(ray.cluster_resources().get("CPU", 1))),
@@ -113,16 +124,50 @@ def make_driver(
         restarts=config.failures.node_restarts,
         emit=emit,
     )
+    registrar = Registrar(
+        mailbox=Mailbox(storage),
+        crew=crew,
+        roster=roster,
+        data=config.data,
+        examine=lambda source: asyncio.to_thread(_examine, config, recipe, groups, source),
+        emit=emit,
+    )
     return Driver(
         config=config,
-        names=names,
+        crew=crew,
         blocks=blocks,
         storage=storage,
         engine=RayEngine(recipe, storage, evaluation, config.evaluation.gpus, len(blocks.names)),
         roster=roster,
+        registrar=registrar,
         meter=RayMeter(),
         evaluates=evaluation is not None,
         emit=emit,
         strategy=strategy,
-        rows=tuple(spec.samples for spec in specs),
     )
+
+
+def _examine(
+    config: SnakeConfig, recipe: AnyRef, groups: Sequence[NodeGroup], source: ShardSource
+) -> NodeSpec:
+    """Look at the shard of a node that is to join, on a machine that may host it.
+
+    Raises:
+        SnakeError: If it can't be used, or no machine has room for the node.
+    """
+    request = joining_request(config.nodes, source, joining_gpus(groups))
+    group = NodeGroup(nodes=(0,), request=request)
+    check_resources(config.nodes, [group], [source])
+    if not has_room(request, config.nodes):
+        raise ResourceError(
+            f"node {source.name}",
+            f"no machine has room now for what it asks: {request.amounts}",
+            "remove a node first, or set nodes.may_scale if the cluster grows by itself",
+        )
+    (spec,) = on_cluster(config.nodes, [group])(_check_joining, [(recipe, source)])
+    checked: NodeSpec = spec
+    return checked
+
+
+def _check_joining(recipe: AnyRef, source: ShardSource) -> NodeSpec:
+    return check_joining(ray.get(recipe), source)

@@ -62,11 +62,16 @@ def forecast(
         nodes: The nodes, checked.
         trips: How many trips to list.
     """
-    costs = measured_costs(config, stack, nodes)
+    costs = measured_costs(
+        config,
+        stack,
+        sample_shape=nodes[0].sample_shape,
+        integer_inputs=nodes[0].integer_inputs,
+    )
     facts = Facts(rows=tuple(node.samples for node in nodes), costs=costs)
     strategy = make_strategy(config, nodes=len(nodes), blocks=len(stack))
     outlook = strategy.know(facts)
-    shipping = _Shipping(config, stack, nodes=len(nodes))
+    shipping = _Shipping(config, stack)
     listed = []
     seconds = 0.0
     while (visit := strategy.next()) is not None:
@@ -83,17 +88,16 @@ def forecast(
 
 
 def measured_costs(
-    config: SnakeConfig, stack: BlockStack, nodes: Sequence[NodeSpec]
+    config: SnakeConfig, stack: BlockStack, *, sample_shape: tuple[int, ...], integer_inputs: bool
 ) -> tuple[BlockCost, ...]:
     """Return what each block costs, measured on this machine with the nodes' kind of rows."""
-    shape, integers = nodes[0].sample_shape, nodes[0].integer_inputs
     batch = config.training.batch_size
-    costs, _ = profile_blocks(stack, shape, integer_inputs=integers, batch=batch)
+    costs, _ = profile_blocks(stack, sample_shape, integer_inputs=integer_inputs, batch=batch)
     return time_blocks(
         stack,
         costs,
-        shape,
-        integer_inputs=integers,
+        sample_shape,
+        integer_inputs=integer_inputs,
         training=config.training,
         threads=config.nodes.threads,
     )
@@ -102,12 +106,12 @@ def measured_costs(
 class _Shipping:
     """What each visit pulls, with every node alone on its machine."""
 
-    def __init__(self, config: SnakeConfig, stack: BlockStack, *, nodes: int) -> None:
+    def __init__(self, config: SnakeConfig, stack: BlockStack) -> None:
         self._whole_bytes = stack.block_bytes()
         self._bytes = [
             encoded_nbytes(stack.tensors(block), config.codec) for block in range(len(stack))
         ]
-        self._anchors = make_anchors(config.codec, blocks=len(stack), nodes=nodes)
+        self._anchors = make_anchors(config.codec, blocks=len(stack))
         versions = [0] * len(stack)
         self._ledger: Ledger[None] = Ledger(
             versions,

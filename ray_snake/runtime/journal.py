@@ -51,12 +51,14 @@ class StartRecord(Record):
     Attributes:
         blocks: Version 0 of every block, in block order.
         costs: What each block costs, measured where the run was started; empty unless it adapts.
+        rows: Rows of each node's shard, by number.
         finished_at: Unix time at which they were stored.
     """
 
     kind: Literal["start"] = "start"
     blocks: tuple[BlockRecord, ...]
     costs: tuple[BlockCost, ...] = ()
+    rows: tuple[int, ...] = ()
     finished_at: float
 
 
@@ -115,8 +117,10 @@ class VisitRecord(Record):
         planned_steps: The steps it was to make, where the driver chose them; else none.
         why: What made the driver leave the fixed order; empty where it did not.
         late: Whether it was stopped at its deadline.
-        predicted_seconds: What `seconds` was predicted to be; none if nothing was.
+        predicted_seconds: What `seconds` was predicted to be when the node was sent the visit;
+            none if nothing was.
         predicted_bytes: The node's own peak memory, likewise.
+        fetch_seconds: The part of `seconds` until the node had what is fetched ahead of visits.
         pull_bytes: Bytes that it waited for in `pull_seconds`; others had been fetched ahead.
         free_bytes: Free memory of its machine at its end; none if unknown.
         staleness: How many results came in between its start and its decision.
@@ -157,6 +161,7 @@ class VisitRecord(Record):
     late: bool = False
     predicted_seconds: float | None = None
     predicted_bytes: int | None = None
+    fetch_seconds: float = 0.0
     pull_bytes: int = 0
     free_bytes: int | None = None
     staleness: int = 0
@@ -187,6 +192,7 @@ class VisitRecord(Record):
             seconds=self.seconds,
             pull_bytes=self.pull_bytes,
             pull_seconds=self.pull_seconds,
+            fetch_seconds=self.fetch_seconds,
             free_bytes=self.free_bytes,
             late=self.late,
         )
@@ -216,8 +222,10 @@ class EvaluationRecord(Record):
         visit: The last visit whose result the model contains; 0 for the initial weights.
         trip: That visit's trip.
         samples: Rows judged.
-        loss: Mean task loss over them.
-        accuracy: Share of rows whose class is right, in [0, 1]; none without classes.
+        loss: Mean task loss over them; of a language model, over all tokens that count.
+        accuracy: Share of rows whose class is right, or of tokens, in [0, 1]; none without
+            classes.
+        perplexity: Of a language model, the exponential of its loss; none of others.
         seconds: Time it took.
         finished_at: Unix time of its end.
     """
@@ -228,6 +236,7 @@ class EvaluationRecord(Record):
     samples: int
     loss: float
     accuracy: float | None
+    perplexity: float | None = None
     seconds: float
     finished_at: float
 
@@ -251,7 +260,61 @@ class TrafficRecord(Record):
     finished_at: float
 
 
-JournalRecord = StartRecord | VisitRecord | EvaluationRecord | TrafficRecord
+class JoinRecord(Record):
+    """A node that takes part from the next trip on.
+
+    Attributes:
+        visit: The last decided visit.
+        trip: The last trip that had begun.
+        node: Its number: that of the nodes before it.
+        name: Its name.
+        uri: Its shard.
+        rows: Rows of the shard.
+        sample_shape: Shape of one input.
+        integer_inputs: Whether inputs are whole numbers.
+        classes: How many classes the network tells apart; none without class labels.
+        request: The request that it was added by.
+        finished_at: Unix time at which it joined.
+    """
+
+    kind: Literal["join"] = "join"
+    visit: int
+    trip: int
+    node: int
+    name: str
+    uri: str
+    rows: int
+    sample_shape: tuple[int, ...]
+    integer_inputs: bool
+    classes: int | None
+    request: str
+    finished_at: float
+
+
+class LeaveRecord(Record):
+    """A node that takes part no more: what the trip still had for it is dropped.
+
+    Attributes:
+        visit: The last decided visit.
+        trip: The last trip that had begun.
+        node: Its number.
+        rows: Rows of its shard.
+        request: The request that it was removed by.
+        finished_at: Unix time at which it left.
+    """
+
+    kind: Literal["leave"] = "leave"
+    visit: int
+    trip: int
+    node: int
+    rows: int
+    request: str
+    finished_at: float
+
+
+JournalRecord = (
+    StartRecord | VisitRecord | EvaluationRecord | TrafficRecord | JoinRecord | LeaveRecord
+)
 _RECORD: TypeAdapter[JournalRecord] = TypeAdapter(
     Annotated[JournalRecord, Field(discriminator="kind")]
 )
@@ -294,6 +357,11 @@ class Journal:
     def visits(self) -> list[VisitRecord]:
         """The decided visits, in order."""
         return [record for record in self._records if isinstance(record, VisitRecord)]
+
+    @property
+    def changes(self) -> list[JoinRecord | LeaveRecord]:
+        """Who joined and who left, in order."""
+        return [one for one in self._records if isinstance(one, JoinRecord | LeaveRecord)]
 
     @property
     def evaluations(self) -> list[EvaluationRecord]:

@@ -46,7 +46,7 @@ class LocalManager:
         self._device = device
         self._held: dict[tuple[int, int], LayerState] = {}
         self._shard = NodeDataset.open(spec.source)
-        self._shard.check(spec.classes)
+        self._shard.check(spec.classes if spec.tokens is None else spec.tokens)
         self._label_counts = (
             None if spec.classes is None else self._shard.label_counts(spec.classes)
         )

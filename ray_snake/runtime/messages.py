@@ -21,6 +21,7 @@ class NodeSpec:
         integer_inputs: Whether inputs are whole numbers, such as token ids.
         samples: Rows of the shard.
         classes: How many classes the network tells apart; none without class labels.
+        tokens: How many tokens it scores at each position; none unless labels are tokens.
     """
 
     source: ShardSource
@@ -28,6 +29,7 @@ class NodeSpec:
     integer_inputs: bool
     samples: int
     classes: int | None
+    tokens: int | None = None
 
     @property
     def name(self) -> str:
@@ -139,3 +141,4 @@ class EvaluationReport:
     loss: float
     accuracy: float | None
     seconds: float
+    perplexity: float | None = None

@@ -1,34 +1,60 @@
-"""What is looked at before any actor starts, so that bad input costs nothing."""
+"""What is looked at before any actor starts, so that bad input costs nothing.
+
+Importing this does not import torch; what has a network as an argument does.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ray_snake.config import SnakeConfig
 from ray_snake.data import ShardSource
-from ray_snake.engine.fit import output_shape
-from ray_snake.engine.stack import BlockStack
 from ray_snake.errors import ConfigError, DataError
 from ray_snake.planning.strategy import make_strategy
 from ray_snake.runtime.messages import NodeSpec
 from ray_snake.runtime.recipe import Recipe
 from ray_snake.runtime.shard_checks import ShardFacts, check_shard, shard_facts
 
+if TYPE_CHECKING:
+    from ray_snake.engine.stack import BlockStack
+
 Answer = TypeVar("Answer")
 
 
 def classes_for(stack: BlockStack, facts: ShardFacts, name: str) -> int | None:
-    """Return how many classes the network tells apart for such rows; none without class labels.
+    """Return how many classes, or tokens, the network tells apart for such rows.
+
+    None where labels are neither.
 
     Raises:
-        DataError: If the network can't take such rows.
+        DataError: If the network can't take such rows, or gives no scores for such labels.
     """
+    from ray_snake.engine.fit import output_shape
+
     shape = output_shape(
-        stack, facts.sample_shape, integer_inputs=facts.integer_inputs, subject=name
+        stack,
+        facts.sample_shape,
+        integer_inputs=facts.integer_inputs,
+        subject=name,
+        largest=facts.largest,
     )
-    return shape[-1] if facts.class_labels and shape else None
+    if facts.token_labels and shape[:-1] != facts.label_shape:
+        raise DataError(
+            name,
+            f"labels have the shape {facts.label_shape}, and the model scores "
+            + (f"positions of shape {shape[:-1]}" if len(shape) > 1 else "whole rows"),
+            'set model.options.task to "language_modelling", or name a column of classes',
+        )
+    if facts.class_labels and facts.integer_inputs and len(shape) > 1:
+        raise DataError(
+            name,
+            "has one label for each row, and the model scores each position",
+            'set model.options.task to "sequence_classification", or name a column of tokens',
+        )
+    return shape[-1] if (facts.class_labels or facts.token_labels) and shape else None
 
 
 def check_model(recipe: Recipe, *, nodes: int) -> BlockStack:
@@ -36,30 +62,59 @@ def check_model(recipe: Recipe, *, nodes: int) -> BlockStack:
 
     Raises:
         ModelError: If it can't be built or cut.
-        ConfigError: If strategy, order or loss are not known, or don't fit nodes or network.
+        ConfigError: If strategy, order or loss are not known, or don't fit nodes or network, such
+            as a cut between two blocks with a tied weight.
     """
     stack = recipe.skeleton()
-    make_strategy(recipe.config, nodes=nodes, blocks=len(stack), kind=recipe.strategy)
+    strategy = make_strategy(recipe.config, nodes=nodes, blocks=len(stack), kind=recipe.strategy)
+    first = strategy.next()
+    if first is not None and first.cut is not None:
+        _refuse_cut_ties(stack, first.cut)
     recipe.objective()
     return stack
 
 
-def check_shards(
-    stack: BlockStack,
-    sources: Sequence[ShardSource],
-    on_sources: Callable[..., list[Any]] | None = None,
-) -> list[NodeSpec]:
-    """Check every node's shard against the network; return the nodes.
+def _refuse_cut_ties(stack: BlockStack, cut: int) -> None:
+    for block in range(cut, len(stack)):
+        across = [one for one in stack.reads[block] if one < cut]
+        if across:
+            raise ConfigError(
+                "baseline.cut",
+                f"{cut} parts block {stack.names[block]!r} from {stack.names[across[0]]!r}, whose "
+                "weight it computes with",
+                "choose a model without tied weights, or another strategy",
+            )
+
+
+def check_shards(stack: BlockStack, sources: Sequence[ShardSource]) -> list[NodeSpec]:
+    """Check every node's shard against the network, here; return the nodes.
 
     Args:
         stack: The network without weights.
         sources: The nodes' shards.
-        on_sources: Runs a function over lists of arguments where the shards are; here by default.
 
     Raises:
         DataError: If a shard can't be used as it is.
     """
-    run = on_sources or _here
+    return check_nodes(functools.partial(classes_for, stack), sources, _here)
+
+
+def check_nodes(
+    classes_of: Callable[[ShardFacts, str], int | None],
+    sources: Sequence[ShardSource],
+    run: Callable[..., list[Any]],
+) -> list[NodeSpec]:
+    """Check every node's shard against the network; return the nodes.
+
+    Args:
+        classes_of: Tells the network's classes: see `classes_for`.
+        sources: The nodes' shards.
+        run: Runs a function over lists of arguments where the shards are; the first of each list
+            is the source.
+
+    Raises:
+        DataError: If a shard can't be used as it is.
+    """
     facts: list[ShardFacts] = run(shard_facts, [(source,) for source in sources])
     for source, found in zip(sources, facts, strict=True):
         if found.samples == 0:
@@ -67,11 +122,14 @@ def check_shards(
                 source.subject, "has no rows", "leave that node out or give it some data"
             )
     kinds: dict[ShardFacts, int | None] = {}
-    for source, found in zip(sources, facts, strict=True):
-        kind = replace(found, samples=0)
+    # Of each kind the shard with the largest number stands for all.
+    for source, found in sorted(
+        zip(sources, facts, strict=True), key=lambda pair: pair[1].largest, reverse=True
+    ):
+        kind = _kind(found)
         if kind not in kinds:
-            kinds[kind] = classes_for(stack, kind, source.subject)
-    classes = [kinds[replace(found, samples=0)] for found in facts]
+            kinds[kind] = classes_of(replace(found, samples=0), source.subject)
+    classes = [kinds[_kind(found)] for found in facts]
     run(check_shard, list(zip(sources, classes, strict=True)))
     return [
         NodeSpec(
@@ -79,7 +137,8 @@ def check_shards(
             sample_shape=found.sample_shape,
             integer_inputs=found.integer_inputs,
             samples=found.samples,
-            classes=count,
+            classes=count if found.class_labels else None,
+            tokens=count if found.token_labels else None,
         )
         for source, found, count in zip(sources, facts, classes, strict=True)
     ]
@@ -93,7 +152,7 @@ def check_settings(config: SnakeConfig, nodes: Sequence[NodeSpec]) -> None:
             width), or if the likeliest classes are to be kept and there are none.
     """
     for node in nodes:
-        if node.classes is None and config.loss.teacher == "top_k":
+        if node.classes is None and node.tokens is None and config.loss.teacher == "top_k":
             raise ConfigError(
                 "loss.teacher",
                 f"'top_k' is for classes, and the labels of {node.name} are numbers",
@@ -111,6 +170,10 @@ def check_settings(config: SnakeConfig, nodes: Sequence[NodeSpec]) -> None:
                 f"{node.name} have shape {node.sample_shape}",
                 "leave augmentation out",
             )
+
+
+def _kind(facts: ShardFacts) -> ShardFacts:
+    return replace(facts, samples=0, largest=0)
 
 
 def _here(function: Callable[..., Answer], arguments: Sequence[tuple[Any, ...]]) -> list[Answer]:

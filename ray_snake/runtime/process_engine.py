@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -49,10 +49,19 @@ class ProcessEngine:
         self._task: TaskLoss = recipe.objective().task
         self._evaluation = None if evaluation is None else NodeDataset.open(evaluation)
 
+    @property
+    def blocks(self) -> int:
+        """Number of the network's blocks."""
+        return len(self._stack)
+
     def initial(self) -> list[LayerState]:
         """Return version 0 of every block, as the run's seed makes it."""
-        stack = self._recipe.initial()
-        return [pack(block, 0, stack.tensors(block)) for block in range(len(stack))]
+        return list(self.initial_blocks())
+
+    def initial_blocks(self) -> Iterator[LayerState]:
+        """Yield version 0 of every block; of pretrained models no more than one is in memory."""
+        for block, tensors in enumerate(self._recipe.initial_blocks()):
+            yield pack(block, 0, tensors)
 
     def restore(self, blocks: Sequence[BlockRecord]) -> list[LayerState]:
         """Return stored block versions, checked against their checksums.
@@ -172,6 +181,7 @@ class ProcessEngine:
             loss=result.loss,
             accuracy=result.accuracy,
             seconds=time.perf_counter() - started,
+            perplexity=result.perplexity,
         )
 
     def weights_sha256(self, states: Sequence[LayerState]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,8 @@ from ray_snake.planning.strategy import Strategy
 from ray_snake.seeds import derive_seed
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ray_snake.engine.objective import Objective, TaskLoss
     from ray_snake.engine.stack import BlockStack, Network
 
@@ -68,6 +70,42 @@ class Recipe:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(self.config.seed, "initial weights"))
             return BlockStack.build(self.build)
+
+    def initial_blocks(self) -> Iterator[dict[str, Tensor]]:
+        """Yield the initial weights and buffers of each block by name, in order.
+
+        A network whose blocks have a method `fill_weights` is built without memory, and its blocks
+        are filled one at a time; the caller lets go of each before it asks for the next.
+
+        Raises:
+            ModelError: If the network can't be built or cut.
+        """
+        import torch
+
+        stack = self.skeleton()
+        filling: list[list[Callable[[], None]]] = [
+            [
+                fill
+                for layer in block.modules()
+                if (fill := getattr(layer, "fill_weights", None)) is not None
+            ]
+            for block in stack.blocks
+        ]
+        if not all(filling):
+            stack = self.initial()
+            yield from (stack.tensors(block) for block in range(len(stack)))
+            return
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(self.config.seed, "initial weights"))
+            state = torch.get_rng_state()
+        for block, fills in enumerate(filling):
+            with torch.random.fork_rng(devices=[]):
+                torch.set_rng_state(state)
+                for fill in fills:
+                    fill()
+                state = torch.get_rng_state()
+            yield stack.tensors(block)
+            stack.unload(block)
 
     def objective(self, label_counts: object = None) -> Objective:
         """Return the loss of a visit, adjusted for a node's label counts (classes,) if given."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ray_snake.data import NodeDataset, ShardSource
+from ray_snake.runtime.messages import NodeSpec
+from ray_snake.runtime.recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,12 +20,18 @@ class ShardFacts:
         sample_shape: Shape of one input.
         integer_inputs: Whether inputs are whole numbers, such as token ids.
         class_labels: Whether labels are class numbers.
+        token_labels: Whether they are the tokens that follow each position.
+        label_shape: Shape of one label.
+        largest: Largest input, where inputs are whole numbers; else 0.
         samples: Rows.
     """
 
     sample_shape: tuple[int, ...]
     integer_inputs: bool
     class_labels: bool
+    token_labels: bool
+    label_shape: tuple[int, ...]
+    largest: int
     samples: int
 
 
@@ -31,13 +39,16 @@ def shard_facts(source: ShardSource) -> ShardFacts:
     """Open a shard and describe it.
 
     Raises:
-        DataError: If it can't be opened.
+        DataError: If it can't be opened, or holds tokens below 0.
     """
     shard = NodeDataset.open(source)
     return ShardFacts(
         sample_shape=shard.sample_shape,
         integer_inputs=shard.input_dtype.kind == "i",
         class_labels=shard.has_class_labels,
+        token_labels=shard.has_token_labels,
+        label_shape=shard.label_shape,
+        largest=shard.largest_input(),
         samples=len(shard),
     )
 
@@ -49,3 +60,23 @@ def check_shard(source: ShardSource, classes: int | None) -> None:
         DataError: If a row of it would spoil a training.
     """
     NodeDataset.open(source).check(classes)
+
+
+def check_joining(recipe: Recipe, source: ShardSource) -> NodeSpec:
+    """Check the shard of a node that joins a run: what is checked of all others before it starts.
+
+    Imports torch in the process that it is called in, once the shard is known to have rows.
+
+    Raises:
+        InputError: If the shard can't be used, or does not fit the model or the settings.
+    """
+    from ray_snake.runtime.preflight import check_nodes, check_settings, classes_for
+
+    def classes(facts: ShardFacts, name: str) -> int | None:
+        return classes_for(recipe.skeleton(), facts, name)
+
+    (spec,) = check_nodes(
+        classes, [source], lambda function, arguments: [function(*one) for one in arguments]
+    )
+    check_settings(recipe.config, [spec])
+    return spec

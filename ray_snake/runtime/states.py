@@ -47,6 +47,7 @@ class Deciding:
         moved: What moved to the node for it.
         machine: The node's machine.
         seconds: From sending the visit to its end.
+        fetch_seconds: The part of it until its node had what is fetched ahead of it.
         prediction: What was expected of it; none if nothing was.
         late: Whether it was stopped at its deadline.
     """
@@ -57,6 +58,7 @@ class Deciding:
     moved: Moved
     machine: str
     seconds: float
+    fetch_seconds: float = 0.0
     prediction: Prediction | None = None
     late: bool = False
 

@@ -46,12 +46,14 @@ class Shipment:
         versions: The version of each block, in block order.
         anchors: What its results are encoded against, in block order; none: nothing.
         back: The blocks that its server is sent.
+        bytes: Bytes of the deliveries.
     """
 
     deliveries: tuple[Delivery, ...]
     versions: tuple[int, ...]
     anchors: tuple[int, ...] | None
     back: tuple[Delivery, ...]
+    bytes: int
 
 
 class Supply:
@@ -132,6 +134,7 @@ class Supply:
             versions=versions,
             anchors=anchors,
             back=self._back(visit),
+            bytes=sum(one.bytes for one in parcels),
         )
 
     def _back(self, visit: Visit) -> tuple[Delivery, ...]:
@@ -254,6 +257,13 @@ class Supply:
             self._ledger.forget(node)
             self._in_use.pop(node, None)
             self._withheld.pop(node, None)
+
+    def left(self, node: int) -> None:
+        """Note that a node takes part no more."""
+        ahead = self._ahead.pop(node, None)
+        if ahead is not None:
+            ahead.cancel()
+        self.lost([node])
 
     def close(self) -> None:
         """Drop what is being fetched ahead."""

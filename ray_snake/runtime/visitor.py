@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from ray_snake.config import SnakeConfig
@@ -86,26 +87,25 @@ class Visitor:
         return self._carry_out(visit)
 
     async def _carry_out(self, visit: Visit) -> Deciding:
-        outlook = self._strategy.outlook
-        prediction = None if outlook is None else outlook.predict(visit)
         while True:
             handle = await self._roster.node(visit.node)
             try:
-                return await self._attempt(visit, handle, prediction)
+                return await self._attempt(visit, handle)
             except ProcessLostError as error:
-                self._supply.lost(self._roster.lost(visit.node, str(error)))
+                lost = self._roster.lost(visit.node, str(error), machine_went=error.machine_went)
+                self._supply.lost(lost)
 
     def decided(self, visit: Visit) -> None:
         """Let others train what a visit trained: its result is part of the model, or refused."""
         del self._running[visit.number]
 
-    async def _attempt(
-        self, visit: Visit, handle: NodeHandle, prediction: Prediction | None
-    ) -> Deciding:
+    async def _attempt(self, visit: Visit, handle: NodeHandle) -> Deciding:
         self._emit(VisitStarted(visit=visit))
         started = time.monotonic()
         try:
             shipment = await self._in_time(self._supply.ship(visit, handle), visit)
+            fetch_seconds = time.monotonic() - started
+            prediction = self._prediction(visit, shipment, fetch_seconds)
             task = self._task(visit, shipment)
             training = asyncio.create_task(handle.visit(task, shipment.deliveries))
             # As if the one that began first were the first to end.
@@ -131,6 +131,7 @@ class Visitor:
             moved=moved,
             machine=handle.machine,
             seconds=time.monotonic() - started,
+            fetch_seconds=fetch_seconds,
             prediction=prediction,
             late=late,
         )
@@ -155,6 +156,15 @@ class Visitor:
             back=shipment.back,
             distillation=self._strategy.distillation(visit),
         )
+
+    def _prediction(
+        self, visit: Visit, shipment: Shipment, fetch_seconds: float
+    ) -> Prediction | None:
+        outlook = self._strategy.outlook
+        if outlook is None:
+            return None
+        found = outlook.predict(visit, shipment.bytes)
+        return replace(found, seconds=fetch_seconds + found.seconds)
 
     def _deadline(self, prediction: Prediction | None) -> float | None:
         """Return the seconds after which a visit is stopped; none: never."""

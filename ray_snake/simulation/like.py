@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,7 +21,7 @@ def world_like(
 ) -> tuple[World, tuple[BlockCost, ...]]:
     """Return a run's nodes as its journal shows them, and what its blocks cost.
 
-    What a visit took beside computing is taken as it was; so links have no limit of their own.
+    A link that no visit waited for has no limit.
 
     Args:
         run: The run's folder or URI.
@@ -50,7 +52,9 @@ def world_like(
     return (
         world.with_known(
             pace=[outlook.pace(node) for node in nodes],
-            latency_seconds=[outlook.others(node) for node in nodes],
+            latency_seconds=[outlook.overhead(node) for node in nodes],
+            bytes_per_second=[outlook.bytes_per_second(node) or math.inf for node in nodes],
+            corrections={one.trained: outlook.correction(one.planned) for one in visits},
         ),
         costs,
     )

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from ray_snake.config import SnakeConfig
 from ray_snake.errors import RunError
@@ -153,7 +154,6 @@ class Simulator:
         *,
         kind: type[Strategy] | None = None,
     ) -> None:
-        self._config = config
         self._world = world
         self.strategy = make_strategy(config, nodes=len(world), blocks=len(costs), kind=kind)
         self._outlook = self.strategy.know(Facts(rows=tuple(world.rows.tolist()), costs=costs))
@@ -166,10 +166,17 @@ class Simulator:
         self._paces: list[float] = world.pace.tolist()
         self._latencies: list[float] = world.latency_seconds.tolist()
         self._rates: list[float] = world.bytes_per_second.tolist()
+        self._corrections = world.corrections
         self._batches = np.minimum(config.training.batch_size, world.rows).tolist()
+        self._patience = config.adaptation.deadline if config.snake.adapt else None
+        self._min_deadline = config.adaptation.min_deadline_seconds
+        self._drops_late = config.adaptation.late == "drop"
+        self._places = len(self.strategy.spans) if isinstance(self.strategy, Snake) else 0
+        self._nodes = len(world)
         self._rounds: list[Visit] = []
         self._trips: dict[int, Trip] = {}
-        self._covered: set[tuple[int, int]] = set()
+        # Pairs of node and place, as one number each.
+        self._covered: set[int] = set()
 
     def run(self, on_trip: Callable[[int], None] = lambda trip: None) -> Simulation:
         """Run to the end of the last trip.
@@ -189,19 +196,21 @@ class Simulator:
                 self._clock = self._presence.next_change(self._clock)
                 continue
             self._end_first()
-            while told + 1 in self._trips and self._trips[told + 1].visits == len(self._world):
+            while told + 1 in self._trips and self._trips[told + 1].visits == self._nodes:
                 told += 1
                 on_trip(told)
         trips = [self._trips[trip] for trip in sorted(self._trips)]
         return Simulation(nodes=len(self._world), trips=trips)
 
     def _begin_visits(self) -> None:
+        presence = self._presence
         while len(self._running) < self.strategy.heads:
-            self._presence.go_on(self._clock)
-            absent = self._presence.absent
-            busy = self._at_work | absent if absent else self._at_work
-            running = sorted(self._running, key=lambda one: one.number)
-            visit = self.strategy.next([one.visit for one in running], busy)
+            if presence.changes:
+                presence.go_on(self._clock)
+            busy = self._at_work | presence.absent if presence.absent else self._at_work
+            running = [one.visit for one in self._running]
+            running.sort(key=lambda one: one.number)
+            visit = self.strategy.next(running, busy)
             if visit is None:
                 break
             heapq.heappush(self._running, self._begin(visit))
@@ -209,13 +218,14 @@ class Simulator:
 
     def _begin(self, visit: Visit) -> _Running:
         node = visit.node
-        expected = self._outlook.seconds(visit, node)
         pulled, waiting_bytes, waiting = self._exchange.pull(visit, self._clock)
-        work = self._paces[node] * self._outlook.work(visit, node)
+        deadline = self._deadline(visit, waiting_bytes)
+        work = self._paces[node] * self._outlook.measured(visit, node)
+        if self._corrections:
+            work *= self._corrections.get(visit.trained, 1.0)
         beside = waiting + self._latencies[node]
         full = visit.steps or self._outlook.full_steps(node)
         steps, late = full, False
-        deadline = self._deadline(expected)
         if deadline is not None and beside + work > deadline and work > 0:
             share = max(0.0, deadline - beside) / work
             steps, late, work = max(1, round(share * full)), True, max(0.0, deadline - beside)
@@ -241,18 +251,19 @@ class Simulator:
             bytes=pulled + returned,
         )
 
-    def _deadline(self, expected: float) -> float | None:
-        adaptation = self._config.adaptation
-        if adaptation.deadline is None or not self._config.snake.adapt:
+    def _deadline(self, visit: Visit, pull_bytes: int) -> float | None:
+        """Return the deadline of a visit that will wait for so many bytes; none: it has none."""
+        if self._patience is None:
             return None
-        return max(adaptation.min_deadline_seconds, adaptation.deadline * expected)
+        expected = self._outlook.expected_seconds(visit, pull_bytes)
+        return max(self._min_deadline, self._patience * expected)
 
     def _end_first(self) -> None:
         done = heapq.heappop(self._running)
         visit = done.visit
         self._clock = done.end
         self._at_work.discard(visit.node)
-        dropped = done.outcome.late and self._config.adaptation.late == "drop"
+        dropped = done.outcome.late and self._drops_late
         if visit.averaged:
             self._rounds.append(visit)
             self._end_round_if_due(visit)
@@ -262,16 +273,18 @@ class Simulator:
         if dropped:
             self.strategy.refused(visit)
         elif visit.place is not None:
-            self._covered.add((visit.node, visit.place))
-        trip = self._trips.setdefault(visit.trip, Trip(trip=visit.trip))
+            self._covered.add(visit.node * self._places + visit.place)
+        trip = self._trips.get(visit.trip)
+        if trip is None:
+            trip = self._trips[visit.trip] = Trip(trip=visit.trip)
         trip.ended_at_seconds = max(trip.ended_at_seconds, self._clock)
         trip.visits += 1
         trip.late += done.outcome.late
         trip.bytes += done.bytes
         trip.busy_seconds += done.busy_seconds
         trip.samples += done.samples
-        if isinstance(self.strategy, Snake):
-            trip.covered = len(self._covered) / (len(self._world) * len(self.strategy.spans))
+        if self._places:
+            trip.covered = len(self._covered) / (self._nodes * self._places)
 
     def _end_round_if_due(self, visit: Visit) -> None:
         others = [*(one.visit for one in self._running), self.strategy.peek()]
@@ -292,7 +305,7 @@ class _Exchange:
         # What came to be since the latest visit began: when, where, and its bytes.
         self._fresh: list[tuple[float, int, int]] = []
         self._last_begin = 0.0
-        self._of: dict[tuple[int, ...], tuple[list[int], int]] = {}
+        self._of: dict[tuple[int, ...], tuple[NDArray[np.intp], int]] = {}
 
     def bytes_of(self, visit: Visit) -> int:
         """Return the bytes of what a visit trains."""
@@ -305,7 +318,7 @@ class _Exchange:
         """
         node = visit.node
         held = self._held[node]
-        pulled = int(self._bytes @ (held != self._versions))
+        pulled = int(np.add.reduce(self._bytes[held != self._versions]))
         held[:] = self._versions
         began, self._last_begin = self._last_begin, now
         self._fresh = [one for one in self._fresh if one[0] > began]
@@ -326,13 +339,13 @@ class _Exchange:
         trained, size = self._trained(visit)
         self._versions[trained] = version or visit.number
         if version is None:
-            self._held[visit.node, trained] = visit.number
+            self._held[visit.node][trained] = visit.number
         self._fresh.append((now, visit.node, size))
 
-    def _trained(self, visit: Visit) -> tuple[list[int], int]:
+    def _trained(self, visit: Visit) -> tuple[NDArray[np.intp], int]:
         found = self._of.get(visit.trained)
         if found is None:
-            trained = list(visit.trained)
+            trained = np.array(visit.trained, dtype=np.intp)
             found = self._of[visit.trained] = trained, int(self._bytes[trained].sum())
         return found
 
@@ -342,7 +355,8 @@ class _Presence:
 
     def __init__(self, world: World) -> None:
         self.absent: set[int] = set()
-        self._changes: list[tuple[float, int, bool]] = []
+        # When a node comes or goes next, as far as it is known.
+        self.changes: list[tuple[float, int, bool]] = []
         self._periods: dict[int, Iterator[tuple[float, float]]] = {}
         self._current: dict[int, tuple[float, float]] = {}
         whole = world.online_seconds is None and not world.online_from.any()
@@ -356,13 +370,13 @@ class _Presence:
 
     def go_on(self, now: float) -> None:
         """Let nodes come and go until now."""
-        while self._changes and self._changes[0][0] <= now:
-            _, node, comes = heapq.heappop(self._changes)
+        while self.changes and self.changes[0][0] <= now:
+            _, node, comes = heapq.heappop(self.changes)
             if comes:
                 self.absent.discard(node)
                 gone = self._current[node][1]
                 if np.isfinite(gone):
-                    heapq.heappush(self._changes, (gone, node, False))
+                    heapq.heappush(self.changes, (gone, node, False))
             else:
                 self.absent.add(node)
                 self._plan(node)
@@ -373,7 +387,7 @@ class _Presence:
         Raises:
             RunError: If none ever does.
         """
-        coming = [when for when, _, comes in self._changes if comes]
+        coming = [when for when, _, comes in self.changes if comes]
         if not coming:
             raise RunError(
                 f"after {now:.0f} virtual seconds no node is left that has visits to do",
@@ -401,4 +415,4 @@ class _Presence:
         following = next(self._periods[node], None)
         if following is not None:
             self._current[node] = following
-            heapq.heappush(self._changes, (following[0], node, True))
+            heapq.heappush(self.changes, (following[0], node, True))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +41,7 @@ class World:
         online_seconds: For how long it is there at a time; none: always.
         offline_seconds: For how long it is away in between; none: never.
         seed: Of when it comes and goes.
+        corrections: How much longer all nodes take than measured blocks say, by trained blocks.
     """
 
     rows: NDArray[np.int64]
@@ -52,6 +53,7 @@ class World:
     online_seconds: Distribution | None = None
     offline_seconds: Distribution | None = None
     seed: int = 0
+    corrections: Mapping[tuple[int, ...], float] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -89,9 +91,22 @@ class World:
         """Return a world whose nodes have these rows."""
         return replace(self, rows=rows)
 
-    def with_known(self, *, pace: Sequence[float], latency_seconds: Sequence[float]) -> World:
+    def with_known(
+        self,
+        *,
+        pace: Sequence[float],
+        latency_seconds: Sequence[float],
+        bytes_per_second: Sequence[float],
+        corrections: Mapping[tuple[int, ...], float],
+    ) -> World:
         """Return a world with these in place of what was drawn; see `World`."""
-        return replace(self, pace=np.array(pace), latency_seconds=np.array(latency_seconds))
+        return replace(
+            self,
+            pace=np.array(pace),
+            latency_seconds=np.array(latency_seconds),
+            bytes_per_second=np.array(bytes_per_second),
+            corrections=corrections,
+        )
 
     def with_trace(self, path: str) -> World:
         """Return a world with what a table says of each node in place of what was drawn.

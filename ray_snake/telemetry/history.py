@@ -67,6 +67,12 @@ HISTORY_SCHEMA: pa.Schema = pa.schema(
             "bytes",
         ),
         _column("pull_seconds", pa.float64(), "Getting and loading those blocks.", "seconds"),
+        _column(
+            "fetch_seconds",
+            pa.float64(),
+            "Waiting for blocks that were still being fetched ahead of the visit.",
+            "seconds",
+        ),
         _column("train_seconds", pa.float64(), "Training, prefix and teacher included.", "seconds"),
         _column("seconds", pa.float64(), "From sending the visit to its decision.", "seconds"),
         _column(
@@ -100,6 +106,13 @@ HISTORY_SCHEMA: pa.Schema = pa.schema(
             pa.float64(),
             "Accuracy on held-out rows after this visit, in [0, 1]; null where not evaluated or "
             "without classes.",
+            nullable=True,
+        ),
+        _column(
+            "test_perplexity",
+            pa.float64(),
+            "Perplexity on held-out rows after this visit; null where not evaluated or of other "
+            "than language models.",
             nullable=True,
         ),
     ]
@@ -137,5 +150,6 @@ def history_table(records: Iterable[JournalRecord]) -> pa.Table:
         evaluation = evaluations.get(visit.visit) if visit.accepted else None
         row["test_loss"] = None if evaluation is None else evaluation.loss
         row["test_accuracy"] = None if evaluation is None else evaluation.accuracy
+        row["test_perplexity"] = None if evaluation is None else evaluation.perplexity
         rows.append(row)
     return pa.Table.from_pylist(rows, schema=HISTORY_SCHEMA)

@@ -24,6 +24,7 @@ def run_summary(run: str, records: Iterable[JournalRecord], weights_sha256: str)
         - `run`: as given;
         - `metrics`: `loss`, and `accuracy` (in [0, 1]) where there are classes, of the latest
           evaluation, else of the training in the last accepted visit; empty where neither is;
+          and of an evaluated language model its `perplexity`;
         - `trips`: number of the last trip with a decided visit;
         - `visits`: accepted visits;
         - `refused`: refused visits;
@@ -105,4 +106,6 @@ def _metrics(journal: list[VisitRecord | EvaluationRecord]) -> dict[str, float]:
     metrics = {"loss": latest.loss}
     if latest.accuracy is not None:
         metrics["accuracy"] = latest.accuracy
+    if isinstance(latest, EvaluationRecord) and latest.perplexity is not None:
+        metrics["perplexity"] = latest.perplexity
     return metrics

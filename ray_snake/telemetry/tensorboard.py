@@ -20,7 +20,6 @@ from tensorboard.compat.proto import event_pb2, summary_pb2
 from ray_snake.runtime.journal import (
     EvaluationRecord,
     JournalRecord,
-    StartRecord,
     TrafficRecord,
     VisitRecord,
 )
@@ -39,9 +38,10 @@ class EventFile:
     `visits/refused` (so far), `bytes/pulled`, `bytes/returned`, `bytes/exchanged`,
     `bytes/total` (all that moved so far, each block once),
     `seconds/visit`, `seconds/pull`, `seconds/train`; and, from evaluations, `loss/test`,
-    `accuracy/test`, `seconds/evaluation`. Where there are several machines, `network/predicted`
-    and `network/measured` are what went between them so far, `network/to/MACHINE` what one of them
-    received. Bytes and seconds are plain numbers in those units.
+    `accuracy/test`, `perplexity/test`, `seconds/evaluation`. Where there are several machines,
+    `network/predicted` and `network/measured` are what went between them so far,
+    `network/to/MACHINE` what one of them received. Bytes and seconds are plain numbers in those
+    units.
 
     A part's name says which of the journal's records it holds, counted from 0. So a run that
     resumes goes on after what is stored, and no point is there twice.
@@ -75,7 +75,8 @@ class EventFile:
         if isinstance(record, VisitRecord):
             self._bytes_total += record.bytes_moved
             self._refused += not record.accepted
-        if self._added >= self._stored and not isinstance(record, StartRecord):
+        is_fresh = self._added >= self._stored
+        if is_fresh and isinstance(record, VisitRecord | EvaluationRecord | TrafficRecord):
             self._pending.append(self._event(record))
         self._added += 1
 
@@ -118,6 +119,7 @@ class EventFile:
                 return {
                     "loss/test": record.loss,
                     "accuracy/test": record.accuracy,
+                    "perplexity/test": record.perplexity,
                     "seconds/evaluation": record.seconds,
                 }
             case TrafficRecord():

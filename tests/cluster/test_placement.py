@@ -116,6 +116,11 @@ def test_each_node_is_where_its_labels_say(raylets, storage, reference):
 
 
 def test_shards_are_looked_at_where_their_nodes_may_live(raylets):
+
+    def number_and_machine(number):
+        # Within the test: workers can't import its module.
+        return number, ray.get_runtime_context().get_node_id()
+
     nodes = NodesConfig(
         each=[
             {"match": "north_*", "labels": {"site": "a"}},
@@ -126,13 +131,9 @@ def test_shards_are_looked_at_where_their_nodes_may_live(raylets):
     sources = [ShardSource(uri=name) for name in names]
     run = on_cluster(nodes, group_nodes(nodes, sources))
     labels = {one["NodeID"]: one["Labels"] for one in ray.nodes()}
-    found = run(_number_and_machine, [(number,) for number in range(len(names))])
+    found = run(number_and_machine, [(number,) for number in range(len(names))])
     assert [number for number, _ in found] == list(range(len(names)))
     assert [labels[machine]["site"] for _, machine in found] == ["a", "b", "a", "b", "a"]
-
-
-def _number_and_machine(number):
-    return number, ray.get_runtime_context().get_node_id()
 
 
 def test_a_run_leaves_no_actor_behind(reference):

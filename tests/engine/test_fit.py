@@ -27,7 +27,10 @@ def test_registered_networks_give_the_shape_of_their_output(name, registered):
     _, samples = registered(name)
     skeleton = BlockStack.skeleton(lambda: registered(name)[0])
     shape = output_shape(
-        skeleton, samples.inputs.shape[1:], integer_inputs=False, subject="a.arrow"
+        skeleton,
+        samples.inputs.shape[1:],
+        integer_inputs=samples.inputs.dtype == "int64",
+        subject="a.arrow",
     )
     assert shape == (4,)
 
@@ -35,6 +38,12 @@ def test_registered_networks_give_the_shape_of_their_output(name, registered):
 def test_token_numbers_are_looked_up():
     skeleton = BlockStack.skeleton(lambda: [nn.Embedding(7, 5), nn.Linear(5, 7)])
     assert output_shape(skeleton, (3,), integer_inputs=True, subject="a.arrow") == (3, 7)
+
+
+def test_a_number_that_is_no_token_is_refused():
+    skeleton = BlockStack.skeleton(lambda: [nn.Embedding(7, 5), nn.Linear(5, 7)])
+    with pytest.raises(DataError, match=r"a\.arrow: holds the number 7, which block '0' does not"):
+        output_shape(skeleton, (3,), integer_inputs=True, subject="a.arrow", largest=7)
 
 
 def test_a_network_of_one_number_a_row_has_no_output_axis():

@@ -14,7 +14,33 @@ OPTIONS = {
     "cnn": {"channels": 3, "classes": CLASSES, "width": 8},
     "vgg11": {"channels": 3, "classes": CLASSES, "width": 0.125},
     "resnet18": {"channels": 3, "classes": CLASSES, "width": 0.125},
+    "decoder": {
+        "vocabulary": 11,
+        "width": 16,
+        "task": "sequence_classification",
+        "classes": CLASSES,
+        "padding": 0,
+    },
+    "huggingface": {
+        "config": {
+            "model_type": "gpt2",
+            "vocab_size": 11,
+            "n_embd": 16,
+            "n_layer": 3,
+            "n_head": 2,
+            "n_positions": 8,
+            "bos_token_id": 1,
+            "eos_token_id": 1,
+            "embd_pdrop": 0.0,
+            "attn_pdrop": 0.0,
+            "resid_pdrop": 0.0,
+        },
+        "task": "sequence_classification",
+        "classes": CLASSES,
+        "padding": 0,
+    },
 }
+TOKENS = {"decoder": 11, "huggingface": 11}
 
 
 @pytest.fixture(params=sorted(model_names()))
@@ -29,9 +55,12 @@ def stack(request):
 
 
 @pytest.fixture
-def batch():
+def batch(request):
     generator = torch.Generator().manual_seed(1)
     inputs = torch.randn((6, 3, 16, 16), generator=generator, dtype=torch.float64)
+    name = request.node.callspec.params["stack"]
+    if name in TOKENS:
+        inputs = torch.arange(6 * 5).view(6, 5) % TOKENS[name]
     return inputs, torch.arange(6) % CLASSES
 
 

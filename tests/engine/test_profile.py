@@ -38,3 +38,22 @@ def test_token_inputs_are_profiled_too():
     costs, _ = profile_blocks(stack, (7,), integer_inputs=True, batch=2)
     assert costs[0].output_bytes == 7 * 3 * 4
     assert torch.is_grad_enabled()
+
+
+def convolutions(norm):
+    return lambda: nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), norm, nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()
+    )
+
+
+def test_a_lean_block_keeps_a_bit_of_each_activation():
+    _, costs, _ = profile(convolutions(nn.BatchNorm2d(4)), (1, 8, 8))
+    # And a batch norm's scale, which a batch shares.
+    assert [one.lean_bytes for one in costs] == [4 * 64 // 8 + 4, 4 * 64 // 8]
+    assert [one.lean_flops for one in costs] == [0, 0]
+
+
+def test_a_lean_block_with_a_group_norm_keeps_its_input_if_that_is_less_and_runs_again():
+    _, costs, _ = profile(convolutions(nn.GroupNorm(2, 4)), (1, 8, 8))
+    assert costs[0].lean_bytes == 4 * 64
+    assert costs[0].lean_flops == costs[0].forward_flops

@@ -65,10 +65,12 @@ class Head:
 
     Attributes:
         address: Of its dashboard.
+        ray_address: Of the head itself.
         environment: What commands need to be let in.
     """
 
     address: str
+    ray_address: str
     environment: dict
 
     def call(self, *arguments, folder, **changes):
@@ -127,7 +129,7 @@ def started_head():
     process = subprocess.Popen(
         command, env=environment, stdout=log, stderr=log, start_new_session=True
     )
-    head = Head(f"http://127.0.0.1:{dashboard}", environment)
+    head = Head(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{port}", environment)
     try:
         until(lambda: _is_up(head, home, process), "the head is up")
         yield head

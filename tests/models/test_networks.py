@@ -1,4 +1,4 @@
-"""What holds for every registered network."""
+"""What holds for every registered network of pictures."""
 
 import pytest
 import torch
@@ -21,6 +21,8 @@ SMALL = {
     "vgg11": {"width": 0.125},
     "resnet18": {"width": 0.125},
 }
+# Of token sequences: test_decoder.py and test_huggingface.py have them.
+LANGUAGE = ["decoder", "huggingface"]
 CONVOLUTIONAL = ["cnn", "vgg11", "resnet18"]
 
 
@@ -44,7 +46,7 @@ def weights(model):
 
 
 def test_every_registered_network_is_tested_here():
-    assert tuple(sorted(BLOCK_NAMES)) == model_names()
+    assert tuple(sorted([*BLOCK_NAMES, *LANGUAGE])) == model_names()
 
 
 @pytest.mark.parametrize("name", BLOCK_NAMES)

@@ -24,14 +24,14 @@ def failing(name, options):
 
 
 def test_lists_the_networks_of_the_package_by_name():
-    assert model_names() == ("cnn", "mlp", "resnet18", "vgg11")
+    assert model_names() == ("cnn", "decoder", "huggingface", "mlp", "resnet18", "vgg11")
 
 
 def test_unknown_name_suggests_the_nearest_and_lists_all():
     error = failing("vgg12", {})
     assert error.subject == "model.name"
     assert "did you mean 'vgg11'?" in str(error)
-    assert "cnn, mlp, resnet18, vgg11" in str(error)
+    assert "cnn, decoder, huggingface, mlp, resnet18, vgg11" in str(error)
 
 
 def test_unknown_option_suggests_the_nearest():

@@ -95,3 +95,32 @@ def test_of_a_network_that_is_cut_the_node_holds_the_front_alone():
     assert front.shared_bytes == 0
     everything = predict_visit(whole, BLOCKS, rows=64, steps=2, training=settings, loss=NO_TEACHER)
     assert front.flops == everything.flops
+
+
+def test_a_frozen_suffix_that_runs_again_keeps_its_input_and_costs_one_more_forward_pass():
+    eager, again = (predict(0, 1, suffix=one) for one in ("eager", "recompute"))
+    assert again.flops == eager.flops + 64 * (20 + 30 + 40)
+    # One block's activations are there while it runs again.
+    assert again.private_bytes == eager.private_bytes - 32 * (3 * (100 - 40) - 100)
+
+
+def test_a_lean_suffix_keeps_and_does_again_what_was_measured():
+    lean = {"lean_bytes": 5, "lean_flops": 0.0}
+    blocks = [replace(one, **lean, forward_seconds=1.0) for one in BLOCKS]
+    # Half of the last block's forward pass runs again.
+    blocks[3] = replace(blocks[3], lean_flops=20.0)
+    predicted = {}
+    for suffix in ("eager", "lean"):
+        training = TrainingConfig(batch_size=32, suffix=suffix)
+        predicted[suffix] = predict_visit(
+            visit(0, 1), blocks, rows=64, steps=2, training=training, loss=NO_TEACHER
+        )
+    assert predicted["lean"].flops - predicted["eager"].flops == 64 * 20
+    assert predicted["lean"].seconds - predicted["eager"].seconds == 64 * 0.5
+    saved = predicted["eager"].private_bytes - predicted["lean"].private_bytes
+    assert saved == 32 * (3 * (100 - 5) - 100)
+
+
+def test_trained_blocks_cost_the_same_with_every_suffix():
+    costs = {predict(0, 4, suffix=one) for one in ("eager", "recompute", "lean")}
+    assert len(costs) == 1

@@ -161,8 +161,16 @@ def test_it_plans_what_a_real_run_plans():
     assert seen == [(one.trip, one.node, one.trained) for one in planned]
 
 
+def with_paces(paces):
+    """Return a world of nodes that differ in that alone."""
+    nodes = len(paces)
+    return replace(
+        world(nodes=nodes), pace=np.array(paces, dtype=float), latency_seconds=np.zeros(nodes)
+    )
+
+
 def test_adaptation_gives_slow_nodes_less_to_do():
-    paces = world(nodes=8).with_known(pace=[1, 1, 1, 1, 1, 1, 8, 8], latency_seconds=[0.0] * 8)
+    paces = with_paces([1, 1, 1, 1, 1, 1, 8, 8])
     fixed = simulate(config(trips=12), paces).summary
     adaptive = simulate(config(trips=12, adapt=True), paces).summary
     assert adaptive.seconds < 0.6 * fixed.seconds
@@ -176,7 +184,7 @@ def test_a_visit_past_its_deadline_is_stopped():
         }
     )
     # Whoever was not seen yet is taken for a middling node.
-    paces = world(nodes=8).with_known(pace=[1, 1, 1, 1, 1, 1, 1, 40], latency_seconds=[0.0] * 8)
+    paces = with_paces([1, 1, 1, 1, 1, 1, 1, 40])
     assert simulate(settings_, paces).summary.late > 0
 
 

@@ -11,6 +11,7 @@ def test_every_scalar_of_a_visit_has_a_column_with_a_description():
     no_scalars |= {"place", "planned_steps", "pull_bytes", "free_bytes"}
     scalars = set(VisitRecord.model_fields) - no_scalars
     added = {"span_start", "span_stop", "network_bytes", "test_loss", "test_accuracy"}
+    added |= {"test_perplexity"}
     assert set(HISTORY_SCHEMA.names) == scalars | added
     assert all(field.metadata[b"description"] for field in HISTORY_SCHEMA)
 

@@ -22,7 +22,7 @@ try:
     check_host()
     collect_ignore: list[str] = []
 except ResourceError:
-    collect_ignore = ["test_network.py", "test_take_down.py"]
+    collect_ignore = ["test_network.py", "test_same_run.py", "test_take_down.py"]
 
 
 class CommandLine:

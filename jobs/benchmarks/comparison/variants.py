@@ -87,7 +87,7 @@ WITHOUT_WARM_UP = {
 def snake(name: str = "snake", ablates: str = "", **sections: Any) -> Variant:  # noqa: ANN401
     """Return the default snake with some sections' settings changed."""
     settings: dict[str, Any] = {"strategy": "snake", "snake": SNAKE, "loss": KEPT, **sections}
-    settings["training"] = {"recompute": "frozen", **sections.get("training", {})}
+    settings["training"] = {"suffix": "recompute", **sections.get("training", {})}
     return Variant(name=name, settings=settings, ablates=ablates)
 
 

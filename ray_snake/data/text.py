@@ -1,0 +1,333 @@
+"""Text as rows of tokens: packed without gaps, or one text a row with padding behind it.
+
+Rows are of one length, so that a shard is a memory-mapped column of fixed-shape tensors. Tokens are
+int32. Of a language model, the labels are the tokens that follow each position; `IGNORED` marks
+those that do not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from ray_snake.data.shards import (
+    IGNORED,
+    label_values,
+    make_table,
+    metadata_of,
+    read_table,
+    write_shard,
+)
+from ray_snake.errors import DataError
+from ray_snake.location import without_secrets
+
+Tokens = NDArray[np.int32]
+Layout = Literal["packed", "padded"]
+
+
+class Tokenizer(Protocol):
+    """Turns text into numbers.
+
+    Attributes:
+        name: What `load_tokenizer` takes for it.
+        vocabulary: How many different tokens there are.
+        padding: The token of padding.
+        end: The token behind a text.
+    """
+
+    name: str
+    vocabulary: int
+    padding: int
+    end: int
+
+    def plain(self, text: str) -> list[int]:
+        """Return the tokens of a text and nothing else."""
+
+    def whole(self, text: str, limit: int | None = None) -> list[int]:
+        """Return the tokens of a text with those that mark its ends, at most `limit` of them."""
+
+
+class ByteTokenizer:
+    """A token for each of the 256 bytes of UTF-8, one for the end, one for padding."""
+
+    name = "bytes"
+    vocabulary = 258
+    end = 256
+    padding = 257
+
+    def plain(self, text: str) -> list[int]:
+        """Return the bytes."""
+        return list(text.encode())
+
+    def whole(self, text: str, limit: int | None = None) -> list[int]:
+        """Return the bytes and the end, which is there however short the limit."""
+        return [*text.encode()[: None if limit is None else limit - 1], self.end]
+
+
+class PretrainedTokenizer:
+    """A tokenizer of transformers. Needs the extra `hf`.
+
+    Args:
+        name: A folder, or an id of a model hub.
+
+    Raises:
+        DataError: If transformers is not there, there is no such tokenizer, or it has no token that
+            ends a text.
+    """
+
+    def __init__(self, name: str) -> None:
+        try:
+            from transformers import AutoTokenizer
+        except ImportError as error:
+            raise DataError(
+                f"tokenizer {name}",
+                f"needs transformers ({error})",
+                "pip install 'ray-snake[hf]', or use the tokenizer 'bytes'",
+            ) from None
+        try:
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(name)
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"tokenizer {name}",
+                f"can't be loaded ({' '.join(str(error).split())[:200]})",
+                "give 'bytes', a folder with a tokenizer, or an id that this machine can fetch",
+            ) from None
+        self.name = name
+        self.vocabulary = len(self._tokenizer)
+        end = self._tokenizer.eos_token_id
+        end = self._tokenizer.sep_token_id if end is None else end
+        if end is None:
+            raise DataError(
+                f"tokenizer {name}", "has no token that ends a text", "set its eos_token"
+            )
+        self.end: int = end
+        padding = self._tokenizer.pad_token_id
+        # Many decoders have none. Their rows are padded on the right with what ends a text.
+        self.padding: int = end if padding is None else padding
+
+    def plain(self, text: str) -> list[int]:
+        """Return the tokens without any that mark ends."""
+        found: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+        return found
+
+    def whole(self, text: str, limit: int | None = None) -> list[int]:
+        """Return the tokens with those that the model's own inputs have."""
+        found: list[int] = self._tokenizer(
+            text, truncation=limit is not None, max_length=limit, verbose=False
+        ).input_ids
+        return found or [self.end]
+
+
+def load_tokenizer(name: str) -> Tokenizer:
+    """Return the tokenizer of a name: `bytes`, a folder, or an id of a model hub.
+
+    Raises:
+        DataError: If there is no such tokenizer.
+    """
+    return ByteTokenizer() if name == ByteTokenizer.name else PretrainedTokenizer(name)
+
+
+def packed(texts: Iterable[str], tokenizer: Tokenizer, length: int) -> tuple[Tokens, Tokens]:
+    """Return texts one behind the other, each with its end token, cut into rows.
+
+    No token is lost: the last row is filled up with padding, whose labels are `IGNORED`. A row's
+    first position knows nothing of the row before.
+
+    Args:
+        texts: The texts, in order.
+        tokenizer: Makes tokens of them.
+        length: Tokens of a row.
+
+    Returns:
+        Tokens and labels, each int32 (rows, length); no rows without texts.
+    """
+    pieces = [np.array([*tokenizer.plain(text), tokenizer.end], dtype=np.int32) for text in texts]
+    stream = np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int32)
+    if len(stream) < 2:
+        return np.empty((0, length), np.int32), np.empty((0, length), np.int32)
+    inputs, labels = stream[:-1], stream[1:]
+    missing = -len(inputs) % length
+    return (
+        np.pad(inputs, (0, missing), constant_values=tokenizer.padding).reshape(-1, length),
+        np.pad(labels, (0, missing), constant_values=IGNORED).reshape(-1, length),
+    )
+
+
+def padded(texts: Iterable[str], tokenizer: Tokenizer, length: int) -> Tokens:
+    """Return each text in a row of its own, cut to length or padded on the right.
+
+    Args:
+        texts: The texts, one for each row.
+        tokenizer: Makes tokens of them, with those that mark their ends.
+        length: Tokens of a row.
+
+    Returns:
+        Tokens, int32 (rows, length).
+    """
+    return _filled([tokenizer.whole(text, length) for text in texts], length, tokenizer.padding)
+
+
+def padded_language(
+    texts: Iterable[str], tokenizer: Tokenizer, length: int
+) -> tuple[Tokens, Tokens]:
+    """Return each text in a row of its own, with what follows each of its tokens.
+
+    Args:
+        texts: The texts. Of one that has more than length + 1 tokens, the others are left out; one
+            without tokens gives no row.
+        tokenizer: Makes tokens of them, with those that mark their ends.
+        length: Tokens of a row.
+
+    Returns:
+        Tokens and labels, each int32 (rows, length); labels of padding are `IGNORED`.
+    """
+    rows = [tokenizer.whole(text) for text in texts]
+    rows = [row if row[-1] == tokenizer.end else [*row, tokenizer.end] for row in rows]
+    rows = [row[: length + 1] for row in rows if len(row) > 1]
+    return (
+        _filled([row[:-1] for row in rows], length, tokenizer.padding),
+        _filled([row[1:] for row in rows], length, IGNORED),
+    )
+
+
+def tokenize_table(
+    table: pa.Table,
+    tokenizer: Tokenizer,
+    *,
+    length: int,
+    layout: Layout = "packed",
+    text: str = "text",
+    label: str | None = None,
+    subject: str = "table",
+) -> pa.Table:
+    """Turn a column of text into inputs, with the tokens that follow or classes as labels.
+
+    Args:
+        table: With the column.
+        tokenizer: Makes tokens of it.
+        length: Tokens of a row.
+        layout: `packed` or `padded`.
+        text: Name of the column.
+        label: Name of a column of classes to keep as the labels; it needs the layout `padded`.
+        subject: What errors call the table.
+
+    Returns:
+        A table with the columns `input` and `label`. Its metadata is the table's, with `tokenizer`,
+        `vocabulary` and `padding`.
+
+    Raises:
+        DataError: If a column is missing or of another type, there is no text in it, or classes
+            can't be kept.
+    """
+    if length < 2:
+        raise DataError("length", f"{length} leaves nothing to predict", "give 2 or more")
+    for name in (text, label):
+        if name is not None and name not in table.column_names:
+            raise DataError(
+                subject,
+                f"has no column {name!r}, only {', '.join(table.column_names) or 'none at all'}",
+                "name one of these as the text or the label",
+            )
+    if label is not None and layout == "packed":
+        raise DataError(
+            f"label {label}",
+            "belongs to one text, and packed rows hold parts of several",
+            "choose the layout padded, or leave the label out",
+        )
+    texts = _texts(table.column(text), subject, text)
+    facts = {
+        **metadata_of(table.schema),
+        "tokenizer": tokenizer.name,
+        "vocabulary": tokenizer.vocabulary,
+        "padding": tokenizer.padding,
+    }
+    if label is not None:
+        classes = label_values(table.column(label), subject, label)
+        return make_table(padded(texts, tokenizer, length), classes, facts)
+    facts.pop("classes", None)
+    rows = packed if layout == "packed" else padded_language
+    inputs, labels = rows(texts, tokenizer, length)
+    if not len(inputs):
+        raise DataError(subject, f"column {text!r} holds no text", "name a column with text")
+    return make_table(inputs, labels, facts)
+
+
+def tokenize_file(
+    source: str,
+    out: str,
+    tokenizer: Tokenizer,
+    *,
+    length: int,
+    layout: Layout = "packed",
+    text: str = "text",
+    label: str | None = None,
+) -> pa.Table:
+    """Turn a file of text into a shard of tokens.
+
+    Args:
+        source: An Arrow IPC or Parquet file with a column of text, or a local plain text file
+            (`.txt`, UTF-8), which is one text.
+        out: The file to write, a path or a URI.
+        tokenizer: As for `tokenize_table`, like all that follows.
+        length: Likewise.
+        layout: Likewise.
+        text: Likewise.
+        label: Likewise.
+
+    Returns:
+        The table that was written.
+
+    Raises:
+        DataError: If the source can't be used.
+        StorageError: If `out` can't be written.
+    """
+    if "://" not in source and Path(source).suffix == ".txt":
+        table = pa.table({text: [_read_text(Path(source).expanduser())]})
+    else:
+        columns = [text] if label is None else [text, label]
+        table = read_table(source, columns)
+    made = tokenize_table(
+        table,
+        tokenizer,
+        length=length,
+        layout=layout,
+        text=text,
+        label=label,
+        subject=without_secrets(source),
+    )
+    write_shard(out, made)
+    return made
+
+
+def _filled(rows: Sequence[Sequence[int]], length: int, filling: int) -> Tokens:
+    found = np.full((len(rows), length), filling, dtype=np.int32)
+    for number, row in enumerate(rows):
+        found[number, : len(row)] = row
+    return found
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise DataError(str(path), "no such file", "check the path") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(str(path), f"can't be read as UTF-8 ({error})", "convert it") from None
+
+
+def _texts(column: pa.ChunkedArray, subject: str, name: str) -> Sequence[str]:
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        raise DataError(
+            subject, f"column {name!r} is {column.type}, not text", "name another column as text"
+        )
+    if column.null_count:
+        raise DataError(
+            subject, f"column {name!r} has rows without text", "fill or drop rows with nulls"
+        )
+    found: list[str] = column.to_pylist()
+    return found

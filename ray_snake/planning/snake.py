@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
@@ -135,14 +135,14 @@ class Snake(Strategy):
         factor = self.config.snake.warmup_rate if self.is_warm_up(visit) else 1.0
         return factor * super().learning_rate(visit)
 
+    def distillation(self, visit: Visit) -> float | None:
+        """Return the weight of distillation where the whole model trains; none elsewhere."""
+        return self.config.snake.warmup_distillation if self.is_warm_up(visit) else None
+
     def begins(self) -> None:
         """Let a trip go by what is known now: more than when it was looked at."""
         if self._adaptation is not None:
             self._adaptation.changed()
-
-    def distillation(self, visit: Visit) -> float | None:
-        """Return the weight of distillation where the whole model trains; none elsewhere."""
-        return self.config.snake.warmup_distillation if self.is_warm_up(visit) else None
 
     def handed_out(self, visit: Visit) -> None:
         """Count a visit to a span."""
@@ -189,32 +189,36 @@ class Snake(Strategy):
 
     def _trains_whole(self, trip: int, node: int) -> bool:
         """Return whether a visit of a trip trains the whole model."""
+        chosen = self.config.snake.warmup_nodes
+        return self._is_whole(trip) and (chosen is None or node in chosen)
+
+    def _is_whole(self, trip: int) -> bool:
         snake = self.config.snake
         late = trip - snake.warmup_trips
-        recurs = snake.whole_every is not None and late % snake.whole_every == 0
-        can = snake.warmup_nodes is None or node in snake.warmup_nodes
-        return can and (late <= 0 or recurs)
+        return late <= 0 or (snake.whole_every is not None and late % snake.whole_every == 0)
 
-    def _whole_trips_before(self, trip: int) -> list[int]:
-        """Return the trips before one that the walk over the spans leaves out.
+    def _whole_trips(self, trip: int) -> Sequence[int]:
+        """Return the trips up to one that the walk over the spans leaves out.
 
         A node that can't train the whole model has its place in the walk all the same: in the
         warm-up as if there were none, later that of the trip before.
         """
         snake = self.config.snake
         if trip <= snake.warmup_trips:
-            return []
-        every = snake.whole_every
-        recurring = [] if every is None else range(snake.warmup_trips + every, trip + 1, every)
-        return [*range(1, snake.warmup_trips + 1), *recurring]
+            return ()
+        warm_up = range(1, snake.warmup_trips + 1)
+        if snake.whole_every is None:
+            return warm_up
+        recurring = range(snake.warmup_trips + snake.whole_every, trip + 1, snake.whole_every)
+        return [*warm_up, *recurring]
 
     def _proposed(self, number: int, trip: int, node: int) -> int:
         """Return the place that order and coverage choose."""
         if self._proposal is not None and self._proposal[0] == (number, trip, node):
             return self._proposal[1]
-        left_out = self._whole_trips_before(trip)
-        visits_before = self._trips.visits_of(left_out)
-        turn = Turn(number=number - visits_before, trip=trip - len(left_out), node=node)
+        before = self._whole_trips(trip)
+        visits_before = sum(self._trips.visits_of(one) for one in before if one < trip)
+        turn = Turn(number=number - visits_before, trip=trip - len(before), node=node)
         place = self._order.choose(
             turn, self._proposed_to.least_trained(node, self._order.stay - 1)
         )

@@ -68,8 +68,8 @@ class Strategy(ABC):
     def crossing(self, trip: int) -> list[int]:
         """Return the nodes of a trip in order: forth on the first trip, back on the second."""
         members = self.members
-        turns = self.config.snake.turns
-        return [members[place] for place in forth_and_back(trip, len(members), turns=turns)]
+        places = forth_and_back(trip, len(members), turns=self.config.snake.turns)
+        return [members[place] for place in places]
 
     def learning_rate(self, visit: Visit) -> float:
         """Return the learning rate of a visit: constant within a trip."""
@@ -151,6 +151,12 @@ class Strategy(ABC):
         Raises:
             ConfigError: If the strategy keeps to its nodes.
         """
+        if self.config.snake.mean_visits is not None:
+            raise ConfigError(
+                "snake.mean_visits",
+                "no node can join or leave on the way: which visits are a run's last would change",
+                "start another run with the nodes that it is to have",
+            )
         if self.keeps_nodes:
             raise ConfigError(
                 "strategy",

@@ -84,10 +84,9 @@ class Trips:
         """Return whether a trip is over after so many visits: all nodes that it had are counted."""
         return visits in accumulate(self._sizes)
 
-    def visits_of(self, trips: Iterable[int]) -> int:
-        """Return the visits of some trips; of those that have not begun, as things are now."""
-        sizes = self._sizes
-        return sum(sizes[one - 1] if one <= len(sizes) else len(self.members) for one in trips)
+    def visits_of(self, trip: int) -> int:
+        """Return the visits of a trip that has begun."""
+        return self._sizes[trip - 1]
 
     def join(self) -> int:
         """Add a node; return its number."""

@@ -150,6 +150,15 @@ def test_every_node_waits_equally_long_where_the_snake_does_not_turn(strategy):
     assert [one.node for one in visits] == [*range(NODES)] * 4
 
 
+def test_a_node_that_joins_trains_the_whole_model_in_whole_trips_too():
+    strategy = make(whole_every=2, trips=4)
+    visits = [strategy.next() for _ in range(NODES)]
+    assert strategy.join(8) == NODES
+    visits += drain(strategy)
+    whole = [(one.trip, one.node) for one in visits if len(one.trained) == BLOCKS]
+    assert sorted(whole) == [(trip, node) for trip in (2, 4) for node in range(NODES + 1)]
+
+
 def test_every_trip_whole_is_no_snake():
     with pytest.raises(ConfigError, match=r"snake\.whole_every"):
         make(whole_every=1)

@@ -4,6 +4,7 @@ import pytest
 from fakes import FakeCluster, Fault, digest, make_config, make_driver, run
 
 from ray_snake.errors import ConfigError
+from ray_snake.planning.strategy import make_strategy
 from ray_snake.runtime.journal import Journal
 from ray_snake.runtime.states import Failed
 from ray_snake.storage import Storage
@@ -159,3 +160,10 @@ def test_where_there_is_no_mean_of_use_it_is_refused(cluster, storage, sections,
     state = run(make_driver(cluster, config(**sections), storage).run())
     assert isinstance(state.error, ConfigError)
     assert str(state.error) == f'snake.mean_visits: {problem}; set it to "none"'
+
+
+def test_the_last_visits_are_known_from_the_start_so_nobody_joins_or_leaves():
+    strategy = make_strategy(config(), nodes=3, blocks=4)
+    for change in (lambda: strategy.join(8), lambda: strategy.leave(2)):
+        with pytest.raises(ConfigError, match="no node can join or leave on the way"):
+            change()

@@ -48,9 +48,13 @@ class Adaptation:
         config: How far it may go.
         outlook: Predicts visits.
         places: One visit to each place.
+        whole: One that trains all blocks.
     """
 
-    def __init__(self, config: AdaptationConfig, outlook: Outlook, places: Sequence[Visit]) -> None:
+    def __init__(
+        self, config: AdaptationConfig, outlook: Outlook, places: Sequence[Visit], whole: Visit
+    ) -> None:
+        self._whole = whole
         self._config = config
         self._outlook = outlook
         self._places = places
@@ -239,6 +243,8 @@ class Adaptation:
         ranked = sorted(self._outlook.members, key=lambda one: self._outlook.computing(first, one))
         self._middling = ranked[(len(ranked) - 1) // 2]
         self._middlings.clear()
+        # Now, and not when it is first asked for: that may be later in a run than in its replay.
+        self._middling_seconds(self._whole)
         self._budget = self._config.patience * statistics.fmean(
             self._middling_seconds(one) for one in self._places
         )

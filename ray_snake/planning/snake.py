@@ -85,7 +85,9 @@ class Snake(Strategy):
         outlook = super().know(facts)
         if self.config.snake.adapt:
             places = list(self._places.values())
-            self._adaptation = Adaptation(self.config.adaptation, outlook, places)
+            self._adaptation = Adaptation(
+                self.config.adaptation, outlook, places, self.whole(0, 0, 0)
+            )
         return outlook
 
     def crossing(self, trip: int) -> list[int]:

@@ -29,12 +29,12 @@ class DeviceFeed:
         self._blocks = blocks
         self._device = device
         self._order = sorted(blocks)
-        self._stream = torch.cuda.Stream(device)
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         largest = max(map(_padded_bytes, blocks.values()), default=0)
         self._buffers = [
             torch.empty(largest, dtype=torch.uint8, pin_memory=True) for _ in range(BUFFERS)
         ]
-        self._free = [torch.cuda.Event() for _ in range(BUFFERS)]
+        self._free = [_event() for _ in range(BUFFERS)]
         self._next_buffer = 0
         self._ahead: tuple[int, dict[str, Tensor], torch.cuda.Event] | None = None
         self._last: int | None = None
@@ -82,6 +82,11 @@ class DeviceFeed:
                 start += _padded(tensor.nbytes)
             self._free[number].record(self._stream)
         return made, self._free[number]
+
+
+def _event() -> torch.cuda.Event:
+    event: torch.cuda.Event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    return event
 
 
 def _padded(size: int) -> int:

@@ -65,11 +65,15 @@ def profile_blocks(
                     block, x, lean_saved, counter.get_total_flops()
                 )
         weights = skeleton.tensors(index).values()
+        largest = max(weights, key=_bytes, default=None)
         flops += counter.get_total_flops()
         costs.append(
             BlockCost(
                 name=name,
-                weight_bytes=sum(one.numel() * one.element_size() for one in weights),
+                weight_bytes=sum(map(_bytes, weights)),
+                value_bytes=4 if largest is None else largest.element_size(),
+                largest_bytes=0 if largest is None else _bytes(largest),
+                reads=tuple(sorted(skeleton.reads[index])),
                 forward_flops=counter.get_total_flops() / batch,
                 saved_bytes=saved.total // batch,
                 input_bytes=x.numel() * x.element_size() // batch,
@@ -80,6 +84,10 @@ def profile_blocks(
         )
         x = y.detach()
     return costs, flops / max(seconds, 1e-9)
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
 def _profile_lean(

@@ -29,6 +29,7 @@ from ray_snake.runtime.driver_actor import SnakeDriver
 from ray_snake.runtime.events import Evaluated, Event, Preparing, RunEnded
 from ray_snake.runtime.journal import read_records
 from ray_snake.runtime.launch import actor_class, here
+from ray_snake.runtime.memory_checks import fit_nodes, has_limits
 from ray_snake.runtime.messages import BlockTable, NodeSpec
 from ray_snake.runtime.model_checks import ModelChecks, model_checks
 from ray_snake.runtime.placement import NodeGroup, group_nodes
@@ -236,9 +237,12 @@ class SnakeTrainer:
                     there = on_cluster(config.nodes, groups)
                     specs = check_nodes(checks.classes, sources, there)
                 check_settings(config, specs)
-                if config.snake.adapt:
-                    costs = checks.costs(specs[0].sample_shape, specs[0].integer_inputs)
-                    blocks = replace(blocks, costs=costs)
+                adapts = config.snake.adapt
+                if adapts or has_limits(config):
+                    shape, integers = specs[0].sample_shape, specs[0].integer_inputs
+                    costs = checks.costs(shape, integers, adapts)
+                    specs = fit_nodes(config, specs, costs, kind=self._recipe.strategy)
+                    blocks = replace(blocks, costs=costs if adapts else ())
             # From here on the run leaves a folder behind; all that can be checked was.
             if not self._resume:
                 custom = self._recipe.function is not None

@@ -41,7 +41,8 @@ class TiedLinear(nn.Module):
 
         Scores have the weight's dtype: of a frozen embedding in bfloat16 no copy is made.
         """
-        weight, bias = self.reads[0].weight, self.bias
+        weight: Tensor = self.reads[0].weight
+        bias: Tensor | None = self.bias
         if features.dtype != weight.dtype and not torch.is_autocast_enabled(features.device.type):
             features = features.to(weight.dtype)
             bias = None if bias is None else bias.to(weight.dtype)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import statistics
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ray_snake.config import SnakeConfig
+from ray_snake.config import SnakeConfig, TrainingConfig
 from ray_snake.planning.cost import BlockCost, VisitCost, VisitModel, total_steps
 from ray_snake.planning.span import Visit
 
@@ -31,10 +32,12 @@ class Facts:
     Attributes:
         rows: Rows of each node's shard.
         costs: What each block costs, measured on one machine for a single sample.
+        training: How each node trains, where that is not as the settings say; else empty.
     """
 
     rows: tuple[int, ...]
     costs: tuple[BlockCost, ...]
+    training: tuple[TrainingConfig | None, ...] = ()
 
     @property
     def flops_per_second(self) -> float:
@@ -149,6 +152,8 @@ class Outlook:
         self._last: int | None = None
         self._free_bytes: list[int | None] = [None] * nodes
         self._models: dict[tuple[tuple[int, ...], int | None], _Model] = {}
+        self._training: Sequence[TrainingConfig | None] = facts.training or [None] * nodes
+        self._fitted: dict[tuple[tuple[int, ...], int | None, TrainingConfig], VisitModel] = {}
         self._memory_bytes = config.nodes.memory_bytes
         self._full_steps = [total_steps(rows, config.training) for rows in facts.rows]
         self._seen: set[int] = set()
@@ -186,7 +191,7 @@ class Outlook:
     def cost(self, visit: Visit, node: int) -> VisitCost:
         """Return the cost of a visit if it were to `node`, where the blocks were measured."""
         steps = visit.steps or self.full_steps(node)
-        return self._model(visit).visits.predict(rows=self._rows[node], steps=steps)
+        return self._on_node(visit, node).predict(rows=self._rows[node], steps=steps)
 
     def seconds(self, visit: Visit, node: int) -> float:
         """Return the seconds that a visit would take `node`, from sending it to its end.
@@ -298,19 +303,32 @@ class Outlook:
         room = self.room(node)
         return room is None or self.cost(visit, node).private_bytes <= room
 
+    def _on_node(self, visit: Visit, node: int) -> VisitModel:
+        """Return what predicts a visit as a node trains: what it takes besides time may differ."""
+        training = self._training[node]
+        if training is None:
+            return self._model(visit).visits
+        key = (visit.trained, visit.cut, training)
+        if key not in self._fitted:
+            self._fitted[key] = self._visit_model(visit, training)
+        return self._fitted[key]
+
     def _model(self, visit: Visit) -> _Model:
         key = (visit.trained, visit.cut)
         model = self._models.get(key)
         if model is None:
-            visits = VisitModel(
-                visit,
-                self.facts.costs,
-                training=self._config.training,
-                loss=self._config.loss,
-                augmentation=self._config.augmentation,
-            )
+            visits = self._visit_model(visit, self._config.training)
             model = self._models[key] = _Model(visits)
         return model
+
+    def _visit_model(self, visit: Visit, training: TrainingConfig) -> VisitModel:
+        return VisitModel(
+            visit,
+            self.facts.costs,
+            training=training,
+            loss=self._config.loss,
+            augmentation=self._config.augmentation,
+        )
 
     def _find_middling(self) -> tuple[float, float]:
         """Return pace and overhead of a middling node, of those seen so far."""

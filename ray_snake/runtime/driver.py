@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 
-from ray_snake.config import SnakeConfig
+from ray_snake.config import SnakeConfig, TrainingConfig
 from ray_snake.errors import NodeFailedError, SnakeError, VisitFailedError
 from ray_snake.layers.ledger import Ledger, Parcel
 from ray_snake.planning.anchor import Anchors
@@ -58,6 +58,7 @@ class Driver:
         emit: Told everything that happens, in order.
         strategy: A user's own class; none: the one that the settings name.
         rows: Rows of each node's shard; needed where the run adapts.
+        training: How each node trains, where that is not as the settings say; likewise.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Driver:
         emit: Callable[[Event], None],
         strategy: type[Strategy] | None = None,
         rows: tuple[int, ...] = (),
+        training: tuple[TrainingConfig | None, ...] = (),
     ) -> None:
         self.state: State = Starting()
         self._config = config
@@ -88,6 +90,7 @@ class Driver:
         self._strategy_kind = strategy
         self._recoveries_left = config.failures.recoveries
         self._rows = rows
+        self._training = training
         self._refused_in_a_row = 0
         self._decided = 0
         self._running: list[asyncio.Future[Deciding]] = []
@@ -147,7 +150,7 @@ class Driver:
         )
         costs = journal.costs or self._blocks.costs
         if costs:
-            self._strategy.know(Facts(rows=self._rows, costs=costs))
+            self._strategy.know(Facts(rows=self._rows, costs=costs, training=self._training))
         anchors, self._refused_in_a_row = replay(journal, self._strategy, self._config.codec)
         self._decided = len(journal.visits)
         self._emit(

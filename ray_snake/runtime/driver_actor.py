@@ -130,4 +130,5 @@ def make_driver(
         emit=emit,
         strategy=strategy,
         rows=tuple(spec.samples for spec in specs),
+        training=tuple(spec.training for spec in specs),
     )

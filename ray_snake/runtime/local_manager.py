@@ -42,6 +42,7 @@ class LocalManager:
         self, spec: NodeSpec, recipe: Recipe, stack: BlockStack, device: torch.device
     ) -> None:
         self._recipe = recipe
+        self._training = spec.training or recipe.config.training
         self._stack = stack
         self._device = device
         self._held: dict[tuple[int, int], LayerState] = {}
@@ -131,7 +132,7 @@ class LocalManager:
         carried: dict[int, dict[str, Tensor]] | None,
     ) -> VisitOutcome:
         config = self._recipe.config
-        training = config.training
+        training = self._training
         if task.visit.steps is not None:
             training = training.model_copy(update={"steps": task.visit.steps})
         # The decision needs the norm only then; otherwise it is taken behind the next visit.
@@ -212,7 +213,10 @@ class LocalManager:
             # is the node's own.
             delta = deltas.get(block)
             state = self._holding(block, version) if delta is None else self.decode(delta)
-            self._stack.load(block, unpack(state, self._device), trainable=False)
+            # What comes and goes waits in the store.
+            waits = self._training.residency == "stream" and block not in task.visit.trained
+            device = None if waits else self._device
+            self._stack.load(block, unpack(state, device), trainable=False)
 
     def _holding(self, block: int, version: int) -> LayerState:
         state = self._held.get((block, version))

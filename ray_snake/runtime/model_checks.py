@@ -42,7 +42,9 @@ class ModelChecks(Protocol):
     def look(self, function: Callable[..., Any], source: int, *arguments: object) -> Any:  # noqa: ANN401 - what it returns
         """Call a function with one of the sources, by number, before its other arguments."""
 
-    def costs(self, sample_shape: tuple[int, ...], integer_inputs: bool) -> tuple[BlockCost, ...]:
+    def costs(
+        self, sample_shape: tuple[int, ...], integer_inputs: bool, timed: bool
+    ) -> tuple[BlockCost, ...]:
         """Return what each block costs; see `forecast.measured_costs`."""
 
 
@@ -76,7 +78,9 @@ class ChecksHere:
         """See `ModelChecks`."""
         return function(self._sources[source], *arguments)
 
-    def costs(self, sample_shape: tuple[int, ...], integer_inputs: bool) -> tuple[BlockCost, ...]:
+    def costs(
+        self, sample_shape: tuple[int, ...], integer_inputs: bool, timed: bool
+    ) -> tuple[BlockCost, ...]:
         """See `ModelChecks`."""
         from ray_snake.runtime.forecast import measured_costs
 
@@ -85,6 +89,7 @@ class ChecksHere:
             self._skeleton(),
             sample_shape=sample_shape,
             integer_inputs=integer_inputs,
+            timed=timed,
         )
 
     def _skeleton(self) -> BlockStack:
@@ -119,9 +124,13 @@ class ChecksApart:
         """See `ModelChecks`."""
         return self._process.call("look", function, source, *arguments)
 
-    def costs(self, sample_shape: tuple[int, ...], integer_inputs: bool) -> tuple[BlockCost, ...]:
+    def costs(
+        self, sample_shape: tuple[int, ...], integer_inputs: bool, timed: bool
+    ) -> tuple[BlockCost, ...]:
         """See `ModelChecks`."""
-        costs: tuple[BlockCost, ...] = self._process.call("costs", sample_shape, integer_inputs)
+        costs: tuple[BlockCost, ...] = self._process.call(
+            "costs", sample_shape, integer_inputs, timed
+        )
         return costs
 
 

@@ -200,8 +200,8 @@ def test_streaming_needs_less_memory_than_casts_of_all_frozen_blocks(random_samp
 def test_streaming_takes_no_copies_where_the_dtype_is_the_models(random_samples):
     block = 4 * 2 * 64 * 4096
     stream = peak_bytes(wide_visit(random_samples, residency="stream"))
-    # The span's weights, gradients and momentum, and activations that are small beside them.
-    assert stream < 3.6 * block
+    # The span's weights, gradients, momentum and a step's own; activations are small beside them.
+    assert stream < 4.2 * block
 
 
 def test_bfloat16_blocks_compute_in_it_and_trained_ones_in_their_own(array_samples):

@@ -1,0 +1,112 @@
+"""Whether visits fit the memory that nodes have, and how each node trains so that they do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from ray_snake.config import SnakeConfig
+from ray_snake.errors import ConfigError
+from ray_snake.planning.blocks import BlockCost
+from ray_snake.planning.fit import Fit, fit_visits
+from ray_snake.planning.span import Visit
+from ray_snake.planning.strategy import Strategy, make_strategy
+from ray_snake.runtime.messages import NodeSpec
+from ray_snake.runtime.placement import asked_bytes, setting_of
+
+
+def has_limits(config: SnakeConfig) -> bool:
+    """Return whether any node has a memory limit, so that blocks have to be measured."""
+    each = [entry.memory_bytes for entry in config.nodes.each]
+    return any([config.nodes.memory_bytes, *each])
+
+
+def fit_nodes(
+    config: SnakeConfig,
+    nodes: Sequence[NodeSpec],
+    costs: Sequence[BlockCost],
+    *,
+    kind: type[Strategy] | None = None,
+) -> list[NodeSpec]:
+    """Return the nodes with how each of them trains, so that its visits fit its memory.
+
+    Args:
+        config: The run's settings.
+        nodes: The nodes, checked.
+        costs: What each block costs.
+        kind: A user's own strategy; none: what the settings name.
+
+    Raises:
+        ConfigError: If there is no way for a node. With `snake.adapt` a node may be given the spans
+            alone that it bears, so that one is enough.
+    """
+    visits = _kinds_of_visits(config, nodes, len(costs), kind)
+    fitted = []
+    for node, own in zip(nodes, visits, strict=True):
+        limit = asked_bytes(config.nodes, node.source) or None
+        if not own or (limit is None and config.training.micro_batch != "auto"):
+            fitted.append(node)
+            continue
+        fit = fit_visits(
+            own,
+            costs,
+            rows=node.samples,
+            limit=limit,
+            config=config,
+            any_will_do=config.snake.adapt,
+        )
+        if fit.lacking_bytes and limit is not None:
+            raise _refusal(config, node, costs, fit, limit=limit, visits=own)
+        fitted.append(replace(node, training=fit.training))
+    return fitted
+
+
+def _kinds_of_visits(
+    config: SnakeConfig, nodes: Sequence[NodeSpec], blocks: int, kind: type[Strategy] | None
+) -> list[list[Visit]]:
+    """Return for each node one visit of each kind that the settings' order gives it."""
+    found: list[dict[tuple[tuple[int, ...], int | None], Visit]] = [{} for _ in nodes]
+    strategy = make_strategy(config, nodes=len(nodes), blocks=blocks, kind=kind)
+    while (visit := strategy.next()) is not None:
+        found[visit.node].setdefault((visit.trained, visit.cut), visit)
+    return [list(one.values()) for one in found]
+
+
+def _refusal(
+    config: SnakeConfig,
+    node: NodeSpec,
+    costs: Sequence[BlockCost],
+    fit: Fit,
+    *,
+    limit: int,
+    visits: Iterable[Visit],
+) -> ConfigError:
+    """Return the error that says by how much a node's visits don't fit, and what would."""
+    remedies = []
+    if config.training.micro_batch != "auto":
+        training = config.training.model_copy(update={"micro_batch": "auto"})
+        other = fit_visits(
+            list(visits),
+            costs,
+            rows=node.samples,
+            limit=limit,
+            config=config.model_copy(update={"training": training}),
+            any_will_do=config.snake.adapt,
+        )
+        if not other.lacking_bytes:
+            remedies.append(
+                f'set training.micro_batch to "auto": with {other.training.micro_batch} rows at '
+                f"once, {other.training.residency}, it fits"
+            )
+    if not remedies:
+        if len(fit.visit.span) > 1:
+            remedies.append("make spans narrower (snake.span_width)")
+        if config.training.frozen_dtype != "bfloat16":
+            remedies.append('set training.frozen_dtype to "bfloat16"')
+        remedies.append(f"give it {fit.private_bytes} bytes")
+    return ConfigError(
+        setting_of(config.nodes, node.source, "memory_bytes"),
+        f"{limit} bytes are {fit.lacking_bytes} too few for {node.name}: training blocks "
+        f"{fit.visit.span} takes {fit.private_bytes}",
+        ", or ".join(remedies),
+    )

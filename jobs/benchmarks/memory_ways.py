@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ray_snake.config import LossConfig, TrainingConfig
@@ -22,6 +24,7 @@ from ray_snake.engine.profile import profile_blocks
 from ray_snake.engine.residency import DTYPES
 from ray_snake.engine.stack import BlockStack
 from ray_snake.engine.visit import train_visit
+from ray_snake.layers.tensors import from_array
 from ray_snake.models.registry import build_model
 from ray_snake.planning.cost import BlockCost, predict_visit
 from ray_snake.planning.span import Span, Visit, trained_blocks
@@ -134,8 +137,25 @@ def stored_stack(shape: Shape, folder: Path) -> BlockStack:
     """Return the network on views of memory-mapped files."""
     stack = BlockStack.skeleton(shape.build)
     for block in range(len(stack)):
-        stack.load(block, load_file(folder / f"{block}.safetensors"), trainable=False)
+        stack.load(block, mapped(folder / f"{block}.safetensors"), trainable=False)
     return stack
+
+
+def mapped(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file as read-only views of it; nothing is read yet.
+
+    https://github.com/huggingface/safetensors, "Format": a length, a JSON header, then the bytes.
+    """
+    content = np.memmap(path, dtype=np.uint8, mode="r")
+    start = 8 + int.from_bytes(content[:8].tobytes(), "little")
+    header = json.loads(content[8:start].tobytes())
+    header.pop("__metadata__", None)
+    found = {}
+    for name, entry in header.items():
+        begin, end = (start + one for one in entry["data_offsets"])
+        array = content[begin:end].view(np.float32).reshape(entry["shape"])
+        found[name] = from_array(array, "float32")
+    return found
 
 
 def visit(shape: Shape, folder: Path, trained: Sequence[int], **training: Any) -> None:  # noqa: ANN401
@@ -207,7 +227,7 @@ def low_rank(shape: Shape, folder: Path, *, checkpointed: bool = False) -> None:
             outputs = _run(stack, torch.from_numpy(inputs), checkpointed=checkpointed)
             loss = cross_entropy(outputs.float(), torch.from_numpy(targets)) / parts
             del outputs
-            loss.backward()
+            torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(adapters, 5.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -219,7 +239,8 @@ def _run(stack: BlockStack, x: Tensor, *, checkpointed: bool) -> Tensor:
     x = stack(x, 0, 1)
     for block in stack.blocks[1:-1]:
         x = run_again(block, x) if checkpointed and x.requires_grad else block(x)
-    return stack(x, len(stack) - 1)
+    outputs: Tensor = stack(x, len(stack) - 1)
+    return outputs
 
 
 def ways(shape: Shape, folder: Path) -> Mapping[str, Callable[[], None]]:
@@ -232,9 +253,7 @@ def ways(shape: Shape, folder: Path) -> Mapping[str, Callable[[], None]]:
     }
     for name, (block, residency) in dict(_snake_visits(shape)).items():
         trained = trained_blocks([block], count, train_first=False, train_last=True)
-        found[name] = lambda trained=trained, residency=residency: visit(
-            shape, folder, trained, **snake_settings(shape, residency)
-        )
+        found[name] = partial(visit, shape, folder, trained, **snake_settings(shape, residency))
     return found
 
 

@@ -105,6 +105,8 @@ class MemoryModel:
         # Steps go a weight at a time: AdamW's makes two of its size, SGD's one.
         largest = max(one.largest_bytes for one in self._blocks)
         self._step_bytes = largest * (2 if training.optimizer == "adamw" else 1)
+        # A part's gradients are there beside the sum of the former ones', a weight at a time; that
+        # of a weight with two uses waits for the second one's.
         tied = any(self._trained.intersection(blocks[one].reads) for one in held)
         self._twice_bytes = largest if tied else 0
         self._added_bytes = largest
@@ -167,7 +169,7 @@ class MemoryModel:
         for block in reversed(own):
             if block.gradient_bytes:
                 gradients += block.gradient_bytes if parts == 1 else 0
-                added = self._added_bytes if parts > 1 else self._twice_bytes
+                added = self._twice_bytes + (self._added_bytes if parts > 1 else 0)
             else:
                 added = 0
             turn = size * block.brief_row_bytes + block.copy_bytes - block.kept_copy_bytes

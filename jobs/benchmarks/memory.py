@@ -22,27 +22,34 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
+import multiprocessing
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
+import torch
 from memory_ways import (
     Shape,
     Tokens,
     block_costs,
     measured,
     predicted,
-    settings_of,
-    shape_from,
     ways,
     write_weights,
 )
+from torch import Tensor
+
+from ray_snake.config import TrainingConfig
+from ray_snake.engine.objective import cross_entropy
+from ray_snake.engine.stack import BlockStack
+from ray_snake.engine.trained import TrainedBlocks
+from ray_snake.models.registry import build_model
 
 MIB = 2**20
 SECTIONS = ("memory", "steps")
@@ -59,7 +66,7 @@ TINY = {
 }
 
 
-@click.group(invoke_without_command=True)
+@click.command()
 @click.option("--builder", default="huggingface", show_default=True, help="Or decoder.")
 @click.option("--layers", default=30, show_default=True)
 @click.option("--width", default=576, show_default=True)
@@ -77,10 +84,7 @@ TINY = {
 @click.option("--repeats", default=2, show_default=True, help="Timed steps; the fastest counts.")
 @click.option("--threads", default=1, show_default=True, help="CPU threads.")
 @click.option("--json", "as_json", is_flag=True)
-@click.pass_context
 def main(
-    context: click.Context,
-    /,
     tiny: bool,
     only: tuple[str, ...],
     repeats: int,
@@ -89,11 +93,9 @@ def main(
     **options: Any,  # noqa: ANN401 - the fields of a shape
 ) -> None:
     """Measure what each way takes, and what was predicted."""
-    if context.invoked_subcommand is not None:
-        return
-    shape = shape_from({**options, **(TINY if tiny else {})})
+    shape = Shape(**{**options, **(TINY if tiny else {})})
     chosen = only or SECTIONS
-    figures: dict[str, Any] = {"shape": settings_of(shape)}
+    figures: dict[str, Any] = {"shape": asdict(shape)}
     if "memory" in chosen:
         figures |= _memory_figures(shape, threads)
     if "steps" in chosen:
@@ -108,9 +110,9 @@ def main(
 def _memory_figures(shape: Shape, threads: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_weights(shape, folder)
-        found = {way: _in_process(shape, folder, way, threads) for way in ways(shape, folder)}
-    costs = block_costs(shape)
+        _forked(write_weights, shape, folder)
+        found = {way: _forked(measure, shape, folder, way, threads) for way in ways(shape, folder)}
+    costs = _forked(block_costs, shape)
     peaks = {way: one["peak_bytes"] for way, one in found.items()}
     for residency in ("resident", "stream"):
         own = [f"snake_{residency}_{place}" for place in ("first", "last")]
@@ -141,39 +143,29 @@ def _memory_figures(shape: Shape, threads: int) -> dict[str, Any]:
     }
 
 
-def _furthest(ratios: Sequence[float] | Any) -> float:  # noqa: ANN401 - a view of values
+def _furthest(ratios: Iterable[float]) -> float:
     return max(ratios, key=lambda one: abs(math.log(one)))
 
 
-def _in_process(shape: Shape, folder: Path, way: str, threads: int) -> dict[str, int]:
-    """Return what `measure` finds in a process of its own."""
-    settings = json.dumps(settings_of(shape))
-    command = [sys.executable, __file__, "measure", settings, str(folder), way, str(threads)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    found: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
-    return found
+def _forked(function: Callable[..., Any], *arguments: Any) -> Any:  # noqa: ANN401 - what it returns
+    """Return what a function returns in a process of its own, which has imported what this one has.
+
+    This one computes nothing before: threads don't survive a fork.
+    """
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        return pool.apply(function, arguments)
 
 
-@main.command(hidden=True)
-@click.argument("settings")
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.argument("way")
-@click.argument("threads", type=int)
-def measure(settings: str, folder: Path, way: str, threads: int) -> None:
+def measure(shape: Shape, folder: Path, way: str, threads: int) -> dict[str, int]:
     """Go a way twice: once for the process's memory, once for what torch allocates."""
-    import torch
-
     torch.set_num_threads(threads)
-    shape = shape_from(json.loads(settings))
     with PrivateMemory() as private:
         ways(shape, folder)[way]()
-    whole = _status("VmHWM")
-    found = {
-        "process_peak_bytes": whole,
+    return {
+        "process_peak_bytes": _status("VmHWM"),
         "process_private_bytes": private.peak_bytes,
         "peak_bytes": measured(shape, folder, way),
     }
-    click.echo(json.dumps(found))
 
 
 class PrivateMemory:
@@ -207,12 +199,6 @@ def _status(name: str) -> int:
 
 
 def _step_figures(shape: Shape, repeats: int, threads: int, *, pictures: int) -> dict[str, Any]:
-    import numpy as np
-    import torch
-
-    from ray_snake.engine.stack import BlockStack
-    from ray_snake.models.registry import build_model
-
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     tokens, following = Tokens(shape).batch(np.arange(shape.micro_batch))
@@ -233,10 +219,8 @@ def _step_figures(shape: Shape, repeats: int, threads: int, *, pictures: int) ->
     return {"cached_step_over_full_step": worst, **figures}
 
 
-def _span_ratios(stack: Any, inputs: Any, targets: Any, repeats: int) -> list[float]:  # noqa: ANN401
+def _span_ratios(stack: BlockStack, inputs: Tensor, targets: Tensor, repeats: int) -> list[float]:
     """Return for spans of one block and the last one: seconds of a step, over a full step's."""
-    import torch
-
     last = len(stack) - 1
     full, seconds = math.inf, [math.inf] * len(stack)
     # In turn, so that what else the machine does meets all of them.
@@ -252,18 +236,9 @@ def _span_ratios(stack: Any, inputs: Any, targets: Any, repeats: int) -> list[fl
 
 
 def _stepper(
-    stack: Any,  # noqa: ANN401 - a BlockStack
-    trained: Sequence[int],
-    features: Any,  # noqa: ANN401 - a tensor
-    targets: Any,  # noqa: ANN401 - likewise
+    stack: BlockStack, trained: Sequence[int], features: Tensor, targets: Tensor
 ) -> Callable[[], None]:
     """Return what takes a step on some blocks from what reaches the first of them."""
-    import torch
-
-    from ray_snake.config import TrainingConfig
-    from ray_snake.engine.objective import cross_entropy
-    from ray_snake.engine.trained import TrainedBlocks
-
     blocks = TrainedBlocks(
         stack,
         trained,

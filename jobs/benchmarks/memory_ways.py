@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from ray_snake.engine.memory import peak_bytes
 from ray_snake.engine.objective import Objective, cross_entropy
 from ray_snake.engine.optimizer import make_optimizer
 from ray_snake.engine.profile import profile_blocks
+from ray_snake.engine.recompute import run_again
 from ray_snake.engine.residency import DTYPES
 from ray_snake.engine.stack import BlockStack
 from ray_snake.engine.visit import train_visit
@@ -234,8 +235,6 @@ def low_rank(shape: Shape, folder: Path, *, checkpointed: bool = False) -> None:
 
 
 def _run(stack: BlockStack, x: Tensor, *, checkpointed: bool) -> Tensor:
-    from ray_snake.engine.recompute import run_again
-
     x = stack(x, 0, 1)
     for block in stack.blocks[1:-1]:
         x = run_again(block, x) if checkpointed and x.requires_grad else block(x)
@@ -308,13 +307,3 @@ def predicted(shape: Shape, costs: Sequence[BlockCost], way: str) -> int | None:
 def measured(shape: Shape, folder: Path, way: str) -> int:
     """Return the peak of what torch allocates in a way, weights of its own included."""
     return peak_bytes(ways(shape, folder)[way])
-
-
-def shape_from(settings: Mapping[str, Any]) -> Shape:
-    """Return the shape that `asdict` made into settings."""
-    return Shape(**settings)
-
-
-def settings_of(shape: Shape) -> dict[str, Any]:
-    """Return a shape as what JSON can hold."""
-    return asdict(shape)

@@ -58,8 +58,13 @@ def profile_blocks(
             counter = FlopCounterMode(display=False)
             with counter, saved_tensors_hooks(saved.pack, _unpack):
                 y = block(x if integer_inputs and index == 0 else x.detach().requires_grad_())
-            lean_bytes, lean_flops = 0, 0.0
+            frozen_bytes, lean_bytes, lean_flops = 0, 0, 0.0
             if y.is_floating_point() and x.is_floating_point():
+                block.requires_grad_(False)
+                frozen_saved = _SavedBytes([*needed.parameters(), *needed.buffers()])
+                with saved_tensors_hooks(frozen_saved.pack, _unpack):
+                    block(x.detach().requires_grad_())
+                frozen_bytes = frozen_saved.total
                 lean_saved = _SavedBytes([*needed.parameters(), *needed.buffers()])
                 lean_bytes, lean_flops = _profile_lean(
                     block, x, lean_saved, counter.get_total_flops()
@@ -78,6 +83,7 @@ def profile_blocks(
                 saved_bytes=saved.total // batch,
                 input_bytes=x.numel() * x.element_size() // batch,
                 output_bytes=y.numel() * y.element_size() // batch,
+                frozen_bytes=frozen_bytes // batch,
                 lean_bytes=lean_bytes // batch,
                 lean_flops=lean_flops / batch,
             )

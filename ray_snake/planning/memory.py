@@ -214,7 +214,9 @@ class MemoryModel:
         trains = index in self._trained
         factor = 1.0 if trains else frozen_factor(cost, self._training)
         ends = cost.input_bytes + cost.output_bytes
-        row_bytes, brief = float(cost.saved_bytes), float(ends)
+        # A frozen linear layer keeps nothing, where a trained one keeps its input.
+        row_bytes = float(cost.saved_bytes if trains else cost.frozen_bytes or cost.saved_bytes)
+        brief = float(ends)
         suffix = suffix_of(self._training)
         if not trains and suffix == "recompute":
             row_bytes, brief = cost.input_bytes, cost.saved_bytes + ends
@@ -224,7 +226,8 @@ class MemoryModel:
         return _Block(
             row_bytes=row_bytes * factor,
             brief_row_bytes=brief * factor,
-            forward_row_bytes=(cost.saved_bytes + ends) * factor,
+            # Where nothing is kept, a layer's input and output are there and little else.
+            forward_row_bytes=max(ends, cost.input_bytes + cost.saved_bytes / 2) * factor,
             copy_bytes=copies,
             kept_copy_bytes=copies if trains else 0.0,
             gradient_bytes=cost.weight_bytes if trains else 0,

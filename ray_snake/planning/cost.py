@@ -143,7 +143,7 @@ class VisitModel:
         draws = passes if self._variants is None else min(passes, self._variants)
         # A visit of less than one pass looks at no other rows than those it trains on.
         kept = min(rows, samples) * draws
-        streams = training.residency == "stream"
+        streams = self._training.residency == "stream"
         return samples, kept, self._first > 0 and (self._teacher or passes > draws or streams)
 
 

@@ -99,6 +99,7 @@ class MemoryModel:
         held = [index for index in range(len(blocks)) if visit.on_node(index)]
         self._all = blocks
         self._blocks = [self._block(index) for index in held]
+        self._moments: dict[tuple[int, int], float] = {}
         self._weights = sum(one.gradient_bytes for one in self._blocks)
         # SGD keeps one momentum buffer for each weight, AdamW two averages.
         self._state = 2 if training.optimizer == "adamw" else (1 if training.momentum > 0 else 0)
@@ -153,7 +154,10 @@ class MemoryModel:
         state = self._weights * (1 + self._state)
         before = (state if steps > 1 else 0) + (self._weights if parts > 1 else 0)
         passes = self._passes(size, kept, cache=cache, cached=cached)
-        training = before + cache + self._training_moments(size, parts)
+        # Planning asks for the same ones again and again.
+        if (size, parts) not in self._moments:
+            self._moments[size, parts] = self._training_moments(size, parts)
+        training = before + cache + self._moments[size, parts]
         step = state + self._weights + self._step_bytes + cache
         return round(always + max(passes, training, step))
 

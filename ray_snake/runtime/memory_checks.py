@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from ray_snake.config import SnakeConfig
@@ -42,7 +42,7 @@ def fit_nodes(
     """
     visits = _kinds_of_visits(config, nodes, len(costs), kind)
     fitted = []
-    for node, own in zip(nodes, visits, strict=True):
+    for number, (node, own) in enumerate(zip(nodes, visits, strict=True)):
         limit = asked_bytes(config.nodes, node.source) or None
         if not own or (limit is None and config.training.micro_batch != "auto"):
             fitted.append(node)
@@ -56,7 +56,7 @@ def fit_nodes(
             any_will_do=config.snake.adapt,
         )
         if fit.lacking_bytes and limit is not None:
-            raise _refusal(config, node, costs, fit, limit=limit, visits=own)
+            raise _refusal(config, nodes, number, costs, fit, kind)
         fitted.append(replace(node, training=fit.training))
     return fitted
 
@@ -74,36 +74,41 @@ def _kinds_of_visits(
 
 def _refusal(
     config: SnakeConfig,
-    node: NodeSpec,
+    nodes: Sequence[NodeSpec],
+    number: int,
     costs: Sequence[BlockCost],
     fit: Fit,
-    *,
-    limit: int,
-    visits: Iterable[Visit],
+    kind: type[Strategy] | None,
 ) -> ConfigError:
     """Return the error that says by how much a node's visits don't fit, and what would."""
-    remedies = []
-    if config.training.micro_batch != "auto":
-        training = config.training.model_copy(update={"micro_batch": "auto"})
-        other = fit_visits(
-            list(visits),
+    node = nodes[number]
+    limit = fit.private_bytes - fit.lacking_bytes
+
+    def fits(section: str, **changes: object) -> Fit | None:
+        changed = getattr(config, section).model_copy(update=changes)
+        other = config.model_copy(update={section: changed})
+        found = fit_visits(
+            _kinds_of_visits(other, nodes, len(costs), kind)[number],
             costs,
             rows=node.samples,
             limit=limit,
-            config=config.model_copy(update={"training": training}),
+            config=other,
             any_will_do=config.snake.adapt,
         )
-        if not other.lacking_bytes:
-            remedies.append(
-                f'set training.micro_batch to "auto": with {other.training.micro_batch} rows at '
-                f"once, {other.training.residency}, it fits"
-            )
-    if not remedies:
-        if len(fit.visit.span) > 1:
-            remedies.append("make spans narrower (snake.span_width)")
-        if config.training.frozen_dtype != "bfloat16":
-            remedies.append('set training.frozen_dtype to "bfloat16"')
-        remedies.append(f"give it {fit.private_bytes} bytes")
+        return None if found.lacking_bytes else found
+
+    remedies = []
+    if config.training.micro_batch != "auto" and (way := fits("training", micro_batch="auto")):
+        remedies.append(
+            f'set training.micro_batch to "auto": with {way.training.micro_batch} rows at once, '
+            f"{way.training.residency}, it fits"
+        )
+    if not remedies and config.snake.spans is None:
+        for width in range(config.snake.span_width - 1, 0, -1):
+            if fits("snake", span_width=width):
+                remedies.append(f"set snake.span_width to {width}")
+                break
+    remedies.append(f"give it {fit.private_bytes} bytes")
     return ConfigError(
         setting_of(config.nodes, node.source, "memory_bytes"),
         f"{limit} bytes are {fit.lacking_bytes} too few for {node.name}: training blocks "

@@ -60,6 +60,9 @@ class _Block:
         kept_copy_bytes: Those that are there from its forward to its backward pass.
         gradient_bytes: Gradients of its weights, if it is trained.
         largest_bytes: The largest of these.
+        waiting_bytes: Gradients that it makes of weights that it reads: they wait for those that
+            their own block makes.
+        sum_bytes: What adding up such gradients takes, in the weights' own block.
     """
 
     row_bytes: float
@@ -69,6 +72,8 @@ class _Block:
     kept_copy_bytes: float
     gradient_bytes: int
     largest_bytes: int
+    waiting_bytes: int
+    sum_bytes: int
 
 
 class MemoryModel:
@@ -106,11 +111,6 @@ class MemoryModel:
         # Steps go a weight at a time: AdamW's makes two of its size, SGD's one.
         largest = max(one.largest_bytes for one in self._blocks)
         self._step_bytes = largest * (2 if training.optimizer == "adamw" else 1)
-        # A part's gradients are there beside the sum of the former ones', a weight at a time; that
-        # of a weight with two uses waits for the second one's.
-        tied = any(self._trained.intersection(blocks[one].reads) for one in held)
-        self._twice_bytes = largest if tied else 0
-        self._added_bytes = largest
         frozen = [index for index in held if index not in self._trained]
         self._resident_copies = (
             0.0 if self._streams else sum(self._copied(index) for index in frozen)
@@ -169,15 +169,15 @@ class MemoryModel:
             size * one.row_bytes + one.kept_copy_bytes for one in own
         )
         most = held + size * self._loss_row_bytes
-        gradients = 0
+        gradients = waiting = 0
         for block in reversed(own):
-            if block.gradient_bytes:
-                gradients += block.gradient_bytes if parts == 1 else 0
-                added = self._twice_bytes + (self._added_bytes if parts > 1 else 0)
-            else:
-                added = 0
+            waiting += block.waiting_bytes
+            if parts == 1:
+                gradients += block.gradient_bytes
+            # A part's gradients are there beside the sum of the former ones', a weight at a time.
+            added = block.sum_bytes + (block.largest_bytes if parts > 1 else 0)
             turn = size * block.brief_row_bytes + block.copy_bytes - block.kept_copy_bytes
-            most = max(most, held + turn + gradients + added)
+            most = max(most, held + turn + gradients + waiting + added)
             held -= size * block.row_bytes + block.kept_copy_bytes
         return most
 
@@ -226,6 +226,9 @@ class MemoryModel:
             row_bytes, brief = cost.input_bytes, cost.saved_bytes + ends
         elif not trains and suffix == "lean":
             row_bytes, brief = cost.lean_bytes, cost.saved_bytes
+        largest = (cost.largest_bytes or cost.weight_bytes) if trains else 0
+        is_read = any(index in one.reads for one in self._all)
+        read = [self._all[one] for one in self._trained.intersection(cost.reads)]
         copies = sum(map(self._copied, {index, *cost.reads})) if self._streams else 0.0
         return _Block(
             row_bytes=row_bytes * factor,
@@ -235,5 +238,7 @@ class MemoryModel:
             copy_bytes=copies,
             kept_copy_bytes=copies if trains else 0.0,
             gradient_bytes=cost.weight_bytes if trains else 0,
-            largest_bytes=(cost.largest_bytes or cost.weight_bytes) if trains else 0,
+            largest_bytes=largest,
+            waiting_bytes=sum(one.largest_bytes or one.weight_bytes for one in read),
+            sum_bytes=largest if is_read else 0,
         )

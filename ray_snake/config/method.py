@@ -175,7 +175,7 @@ class TrainingConfig(Section):
         Field(
             default=None,
             description="Rows that go through the network at once. The gradients of a batch's parts "
-            "add up to the batch's, but for batch norms that train: their statistics are each part's. "
+            "add up to the batch's, but for batch norms that train: each part has its own statistics. "
             "`auto`: as many as `nodes.memory_bytes` bears; where one is too many, frozen blocks "
             "`stream` too. None: the whole batch.",
         )

@@ -119,6 +119,9 @@ class AdaptationConfig(Section):
     )
 
 
+MicroBatch = Annotated[PositiveInt | Literal["auto"] | None, BeforeValidator(none_if_named)]
+
+
 class TrainingConfig(Section):
     """How a node trains a span during one visit."""
 
@@ -171,14 +174,12 @@ class TrainingConfig(Section):
         description="In which precision frozen blocks are held and compute; `model`: as they are. "
         "Trained ones stay as they are.",
     )
-    micro_batch: Annotated[PositiveInt | Literal["auto"] | None, BeforeValidator(none_if_named)] = (
-        Field(
-            default=None,
-            description="Rows that go through the network at once. The gradients of a batch's parts "
-            "add up to the batch's, but for batch norms that train: each part has its own statistics. "
-            "`auto`: as many as `nodes.memory_bytes` bears; where one is too many, frozen blocks "
-            "`stream` too. None: the whole batch.",
-        )
+    micro_batch: MicroBatch = Field(
+        default=None,
+        description="Rows that go through the network at once. The gradients of a batch's parts "
+        "add up to the batch's, but for batch norms that train: each part has its own statistics. "
+        "`auto`: as many as `nodes.memory_bytes` bears; where one is too many, frozen blocks "
+        "`stream` too. None: the whole batch.",
     )
     cache_bytes: NonNegativeInt = Field(
         default=2**28,

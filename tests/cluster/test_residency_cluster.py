@@ -33,7 +33,7 @@ def test_frozen_blocks_that_come_and_go_change_no_bits(raylets, tmp_path):
 def test_nodes_with_little_memory_train_fewer_rows_at_once(raylets, tmp_path):
     # Parts of a batch come to other bits than the whole, and to nearly the same model.
     whole = fit(config(), tmp_path / "whole").summary
-    limited = config(nodes={"memory_bytes": 150_000}, micro_batch="auto", frozen_dtype="bfloat16")
+    limited = config(nodes={"memory_bytes": 52_000}, micro_batch="auto", frozen_dtype="bfloat16")
     parts = fit(limited, tmp_path / "parts").summary
     assert parts["visits"] == whole["visits"] == 6
     assert parts["weights_sha256"] != whole["weights_sha256"]

@@ -17,6 +17,7 @@ from ray_snake.engine.lean import lean_run
 from ray_snake.engine.stack import BlockStack
 from ray_snake.engine.visit import computing
 from ray_snake.planning.cost import BlockCost
+from ray_snake.planning.memory import rows_at_once
 
 REPEATS = 3
 """How often each block is timed, after once to warm up."""
@@ -127,14 +128,15 @@ def time_blocks(
         costs: What is known of its blocks: `profile_blocks`.
         sample_shape: Shape of one input.
         integer_inputs: Whether inputs are int64 rather than float32.
-        training: Batch size and precision.
+        training: Size of a batch or of its parts, and precision.
         threads: How many threads torch may use, as on a node.
 
     Returns:
         The costs with seconds for one sample: the least of `REPEATS` batches each.
     """
     dtype = torch.int64 if integer_inputs else torch.float32
-    x = torch.zeros((training.batch_size, *sample_shape), dtype=dtype)
+    rows, _ = rows_at_once(training, training.batch_size)
+    x = torch.zeros((rows, *sample_shape), dtype=dtype)
     timed = []
     skeleton.eval()
     former = torch.get_num_threads()
@@ -143,7 +145,6 @@ def time_blocks(
         for index, cost in enumerate(costs):
             with made_up(skeleton, index, _drawn) as block, computing(training, x.device):
                 forward, frozen, trained, x = _time_block(block, x)
-            rows = training.batch_size
             timed.append(
                 replace(
                     cost,

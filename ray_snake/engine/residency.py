@@ -24,7 +24,16 @@ from ray_snake.engine.recompute import run_again
 from ray_snake.engine.stack import BlockRun, BlockStack
 from ray_snake.engine.suffix import suffix_runs, where_gradients_flow
 
-DTYPES = {"model": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES: dict[str, torch.dtype | None] = {
+    "model": None,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+}
+
+
+def brings_in(training: TrainingConfig) -> bool:
+    """Return whether a visit brings frozen blocks to its device itself, in whole or one by one."""
+    return training.residency == "stream" or DTYPES[training.frozen_dtype] is not None
 
 
 class FrozenBlocks:
@@ -35,8 +44,8 @@ class FrozenBlocks:
     casts. On leaving, frozen blocks have the tensors again that they arrived with.
 
     Args:
-        stack: The network, loaded. With `stream` its frozen blocks may lie in the CPU's memory,
-            whatever the device.
+        stack: The network, loaded. Where `brings_in` says so, its frozen blocks may lie in the
+            CPU's memory, whatever the device.
         trained: Numbers of the blocks that train; all others are frozen.
         training: Residency, dtype, and what frozen blocks keep for the backward pass.
         device: Where to compute.
@@ -59,6 +68,7 @@ class FrozenBlocks:
         self._suffix = training.suffix
         self._dtype = DTYPES[training.frozen_dtype]
         self._device = device
+        self._brings_in = brings_in(training)
         self._arrived: dict[int, Mapping[str, Tensor]] = {
             index: stack.tensors(index) for index in range(len(stack)) if index not in self._trained
         }
@@ -71,7 +81,7 @@ class FrozenBlocks:
                 self._feed = DeviceFeed(self._arrived, self._device)
             for block in self._arrived:
                 self._stack.unload(block)
-        elif self._dtype is not None:
+        elif self._brings_in:
             for block in self._arrived:
                 self._stack.load(block, self._fetch(block), trainable=False)
         self._stack.runs = self._runs()
@@ -85,7 +95,7 @@ class FrozenBlocks:
     ) -> None:
         self._stack.runs = {}
         self._feed = None
-        if self.streams or self._dtype is not None:
+        if self._brings_in:
             for block, tensors in self._arrived.items():
                 self._stack.load(block, tensors, trainable=False)
 
@@ -114,7 +124,7 @@ class FrozenBlocks:
         """Return a block's tensors as they compute; those that need no change are not copied."""
         found = self._arrived[block] if self._feed is None else self._feed.fetch(block)
         return {
-            name: one.to(self._dtype) if self._dtype and one.is_floating_point() else one
+            name: one.to(self._device, self._dtype if one.is_floating_point() else None)
             for name, one in found.items()
         }
 

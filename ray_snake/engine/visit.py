@@ -106,10 +106,10 @@ def train_visit(
     evaluation mode, so their statistics never drift and their outputs never vary.
 
     Args:
-        stack: The network, loaded, on `device`; with `residency = "stream"` its frozen blocks may
-            lie in the CPU's memory. Its tensors may be read-only memory. On return its trained
-            blocks hold new, private tensors, but for weights that no gradient reached; those that
-            arrived were not written to.
+        stack: The network, loaded, on `device`; its frozen blocks may lie in the CPU's memory
+            where `residency.brings_in` says so. Its tensors may be read-only memory. On return its
+            trained blocks hold new, private tensors, but for weights that no gradient reached;
+            those that arrived were not written to.
         samples: The shard.
         trained: Numbers of the blocks to train.
         learning_rate: Of every step of the visit.

@@ -12,6 +12,7 @@ from ray_snake.layers.codec import encoded_nbytes
 from ray_snake.layers.ledger import Ledger, Parcel
 from ray_snake.planning.anchor import make_anchors
 from ray_snake.planning.cost import BlockCost, VisitCost
+from ray_snake.planning.memory import rows_at_once
 from ray_snake.planning.outlook import Facts
 from ray_snake.planning.span import Visit
 from ray_snake.planning.strategy import make_strategy
@@ -116,7 +117,7 @@ def measured_costs(
         integer_inputs: Whether inputs are whole numbers.
         timed: Whether seconds are asked for; bytes and operations need a single row.
     """
-    batch = config.training.batch_size if timed else 1
+    batch = rows_at_once(config.training, config.training.batch_size)[0] if timed else 1
     costs, _ = profile_blocks(stack, sample_shape, integer_inputs=integer_inputs, batch=batch)
     if not timed:
         return tuple(costs)

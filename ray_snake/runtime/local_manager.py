@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ray_snake.data import NodeDataset
 from ray_snake.engine.device import free_bytes
+from ray_snake.engine.residency import brings_in
 from ray_snake.engine.split import Exchange, train_front
 from ray_snake.engine.stack import BlockStack
 from ray_snake.engine.visit import VisitControl, VisitOutcome, train_visit
@@ -213,8 +214,8 @@ class LocalManager:
             # is the node's own.
             delta = deltas.get(block)
             state = self._holding(block, version) if delta is None else self.decode(delta)
-            # What comes and goes waits in the store.
-            waits = self._training.residency == "stream" and block not in task.visit.trained
+            # What comes and goes, or changes its precision, waits in the store.
+            waits = block not in task.visit.trained and brings_in(self._training)
             device = None if waits else self._device
             self._stack.load(block, unpack(state, device), trainable=False)
 

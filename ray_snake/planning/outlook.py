@@ -33,11 +33,14 @@ class Facts:
         rows: Rows of each node's shard.
         costs: What each block costs, measured on one machine for a single sample.
         training: How each node trains, where that is not as the settings say; else empty.
+        limits: Bytes of memory that each node has, 0 where it has no limit; empty: as
+            `nodes.memory_bytes` says.
     """
 
     rows: tuple[int, ...]
     costs: tuple[BlockCost, ...]
     training: tuple[TrainingConfig | None, ...] = ()
+    limits: tuple[int, ...] = ()
 
     @property
     def flops_per_second(self) -> float:
@@ -154,7 +157,7 @@ class Outlook:
         self._models: dict[tuple[tuple[int, ...], int | None], _Model] = {}
         self._training: Sequence[TrainingConfig | None] = facts.training or [None] * nodes
         self._fitted: dict[tuple[tuple[int, ...], int | None, TrainingConfig], VisitModel] = {}
-        self._memory_bytes = config.nodes.memory_bytes
+        self._limits = facts.limits or (config.nodes.memory_bytes,) * nodes
         self._full_steps = [total_steps(rows, config.training) for rows in facts.rows]
         self._seen: set[int] = set()
         self._middling = (1.0, 0.0)
@@ -295,7 +298,7 @@ class Outlook:
 
     def room(self, node: int) -> int | None:
         """Return the bytes that a visit may take of a node's memory; none if nothing is known."""
-        limit, free = self._memory_bytes, self._free_bytes[node]
+        limit, free = self._limits[node], self._free_bytes[node]
         return min(limit, free) if limit and free else (limit or free or None)
 
     def has_room(self, visit: Visit, node: int) -> bool:

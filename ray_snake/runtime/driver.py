@@ -59,6 +59,7 @@ class Driver:
         strategy: A user's own class; none: the one that the settings name.
         rows: Rows of each node's shard; needed where the run adapts.
         training: How each node trains, where that is not as the settings say; likewise.
+        limits: Bytes of memory of each node; likewise.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Driver:
         strategy: type[Strategy] | None = None,
         rows: tuple[int, ...] = (),
         training: tuple[TrainingConfig | None, ...] = (),
+        limits: tuple[int, ...] = (),
     ) -> None:
         self.state: State = Starting()
         self._config = config
@@ -91,6 +93,7 @@ class Driver:
         self._recoveries_left = config.failures.recoveries
         self._rows = rows
         self._training = training
+        self._limits = limits
         self._refused_in_a_row = 0
         self._decided = 0
         self._running: list[asyncio.Future[Deciding]] = []
@@ -150,7 +153,10 @@ class Driver:
         )
         costs = journal.costs or self._blocks.costs
         if costs:
-            self._strategy.know(Facts(rows=self._rows, costs=costs, training=self._training))
+            facts = Facts(
+                rows=self._rows, costs=costs, training=self._training, limits=self._limits
+            )
+            self._strategy.know(facts)
         anchors, self._refused_in_a_row = replay(journal, self._strategy, self._config.codec)
         self._decided = len(journal.visits)
         self._emit(

@@ -19,7 +19,7 @@ from ray_snake.runtime.events import Event
 from ray_snake.runtime.launch import RayEngine, RayNodeLauncher, RayServer
 from ray_snake.runtime.messages import BlockTable, NodeSpec
 from ray_snake.runtime.meter import RayMeter
-from ray_snake.runtime.placement import NodeGroup
+from ray_snake.runtime.placement import NodeGroup, asked_bytes
 from ray_snake.runtime.roster import Roster
 from ray_snake.runtime.states import Failed
 from ray_snake.storage import Storage
@@ -131,4 +131,5 @@ def make_driver(
         strategy=strategy,
         rows=tuple(spec.samples for spec in specs),
         training=tuple(spec.training for spec in specs),
+        limits=tuple(asked_bytes(config.nodes, spec.source) for spec in specs),
     )

@@ -19,6 +19,7 @@ from ray_snake.planning.strategy import make_strategy
 from ray_snake.runtime.journal import DRIVER
 from ray_snake.runtime.memory_checks import fit_nodes
 from ray_snake.runtime.messages import NodeSpec
+from ray_snake.runtime.placement import asked_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +81,7 @@ def forecast(
         rows=tuple(node.samples for node in nodes),
         costs=costs,
         training=tuple(node.training for node in nodes),
+        limits=tuple(asked_bytes(config.nodes, node.source) for node in nodes),
     )
     strategy = make_strategy(config, nodes=len(nodes), blocks=len(stack))
     outlook = strategy.know(facts)

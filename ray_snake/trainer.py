@@ -25,11 +25,12 @@ from ray_snake.runtime.cluster import (
     on_cluster,
     with_gpu_shares,
 )
+from ray_snake.runtime.crew import Muster
 from ray_snake.runtime.driver_actor import SnakeDriver
 from ray_snake.runtime.events import Evaluated, Event, Preparing, RunEnded
 from ray_snake.runtime.journal import read_records
 from ray_snake.runtime.launch import actor_class, here
-from ray_snake.runtime.memory_checks import fit_nodes, has_limits
+from ray_snake.runtime.memory_checks import fit_nodes, known_costs
 from ray_snake.runtime.messages import BlockTable, NodeSpec
 from ray_snake.runtime.model_checks import ModelChecks, model_checks
 from ray_snake.runtime.placement import NodeGroup, group_nodes
@@ -222,32 +223,34 @@ class SnakeTrainer:
             ) as checks:
                 tell(Preparing(what="looking at model and data"))
                 blocks = checks.blocks()
-                if embedded:
-                    specs = check_nodes(checks.classes, sources, _looks(checks))
-                check_nodes(checks.classes, judged, _looks(checks, first=len(sources)))
+                rows = range(len(sources), len(sources) + len(judged))
+                check_nodes(checks.classes, judged, _looks(checks, rows))
                 self._storage.check_writable()
                 storage = choose_run(self._storage, self._stem, self._name, resume=self._resume)
                 if self._resume:
                     RunFolder(storage).check_resumable(config, names)
+                records = read_records(storage) if self._resume else ()
+                muster = Muster(config, sources, groups, records)
+                if embedded:
+                    here = _looks(checks, muster.numbers_or_sources())
+                    specs = check_nodes(checks.classes, muster.sources, here)
                 tell(Preparing(what="starting Ray" if embedded else "joining the Ray cluster"))
                 joined.enter_context(connected(self._address))
-                groups = with_gpu_shares(groups)
-                check_resources(config.nodes, groups, sources)
+                present = with_gpu_shares(muster.groups)
+                check_resources(config.nodes, present, muster.sources)
                 if not embedded:
-                    there = on_cluster(config.nodes, groups)
-                    specs = check_nodes(checks.classes, sources, there)
+                    there = on_cluster(config.nodes, present)
+                    specs = check_nodes(checks.classes, muster.sources, there)
                 check_settings(config, specs)
-                adapts = config.snake.adapt
-                if adapts or has_limits(config):
-                    shape, integers = specs[0].sample_shape, specs[0].integer_inputs
-                    costs = checks.costs(shape, integers, adapts)
-                    specs = fit_nodes(config, specs, costs, kind=self._recipe.strategy)
-                    blocks = replace(blocks, costs=costs if adapts else ())
+                costs = known_costs(config, specs[0], checks.costs)
+            nodes = fit_nodes(config, muster.first_specs(specs), costs, self._recipe.strategy)
+            blocks = replace(blocks, costs=costs if config.snake.adapt else ())
             # From here on the run leaves a folder behind; all that can be checked was.
             if not self._resume:
                 custom = self._recipe.function is not None
                 RunFolder.create(storage, config, names, custom_model=custom)
-            return storage, self._drive(blocks, specs, evaluation, storage, groups, tell)
+            groups = muster.first_groups(present)
+            return storage, self._drive(blocks, nodes, evaluation, storage, groups, tell)
 
     def _drive(
         self,
@@ -318,18 +321,18 @@ class SnakeTrainer:
                 return sha256
 
 
-def _looks(checks: ModelChecks, first: int = 0) -> Callable[..., list[Any]]:
+def _looks(checks: ModelChecks, sources: Sequence[int | ShardSource]) -> Callable[..., list[Any]]:
     """Return a runner that calls a function for each source, where the network is looked at.
 
     Args:
         checks: What looks.
-        first: The first source's number there.
+        sources: The sources, or their numbers there.
     """
 
     def run(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         return [
-            checks.look(function, first + number, *others)
-            for number, (_, *others) in enumerate(arguments)
+            checks.look(function, source, *others)
+            for source, (_, *others) in zip(sources, arguments, strict=True)
         ]
 
     return run

@@ -41,7 +41,7 @@ def test_every_command_line_of_the_readme_names_options_that_exist():
     assert commands
     for command in commands:
         words = command.split()[1:]
-        names = words[:2] if words[0] == "data" else words[:1]
+        names = words[:2] if words[0] in ("data", "nodes") else words[:1]
         shown = subprocess.run(
             [sys.executable, "-c", "from ray_snake.cli.main import main; main()", *names, "--help"],
             capture_output=True,

@@ -50,13 +50,21 @@ KNOWN_TRIPS = 4
 DRIVERS = {
     "fixed": ("snake.adapt=false",),
     "one-head": ("snake.adapt=true",),
-    "two-heads": ("snake.adapt=true", "snake.heads=2", "snake.heads_after_trips=3"),
+    "two-heads": (
+        "snake.adapt=true",
+        "snake.heads=2",
+        "snake.heads_after_trips=3",
+        # Nobody waits for a slow node, so that it may take longer.
+        "adaptation.patience=2",
+    ),
 }
 # Two classes a node, and as many rows.
 SETTINGS = (
     'data.partition.scheme="shards"',
     "model.options.width=24",
     "training.epochs=3",
+    # What holds on to the classes of other nodes.
+    "loss.distillation=0.5",
     "evaluation.every_visits=4",
 )
 

@@ -23,6 +23,8 @@ class FedCyBGD(Strategy):
     nodes take turns, and each only ever trains its own segment.
     """
 
+    keeps_nodes = "each only ever trains its own segment of the network"
+
     def plan(self, number: int, trip: int, node: int) -> Visit:
         """Return a visit that trains the node's segment."""
         segments = min(self.nodes, self.blocks)
@@ -43,6 +45,8 @@ class Alone(Cyclic):
     Raises:
         ConfigError: If there are more nodes: their rows would have to move.
     """
+
+    keeps_nodes = "it trains on one node's rows"
 
     def __init__(self, config: SnakeConfig, *, nodes: int, blocks: int) -> None:
         super().__init__(config, nodes=nodes, blocks=blocks)

@@ -16,7 +16,18 @@ INTERRUPTED = 130
 
 # A group without a subcommand; before click 8.2 that is no error.
 _HELP = getattr(click.exceptions, "NoArgsIsHelpError", ())
-_COMMANDS = ("data", "evaluate", "export", "plan", "simulate", "status", "submit", "train", "tune")
+_COMMANDS = (
+    "data",
+    "evaluate",
+    "export",
+    "nodes",
+    "plan",
+    "simulate",
+    "status",
+    "submit",
+    "train",
+    "tune",
+)
 
 
 class _Commands(click.Group):

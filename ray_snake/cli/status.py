@@ -79,7 +79,7 @@ def _show(run: str, found: RunStatus, console: Console) -> None:
         table.add_column(heading, justify="right", no_wrap=True)
     for node in found.nodes:
         table.add_row(
-            node.name,
+            f"{node.name} (left)" if node.left else node.name,
             str(node.visits),
             str(node.trip),
             "" if node.seconds is None else format_seconds(node.seconds),

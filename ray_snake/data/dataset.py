@@ -42,6 +42,7 @@ class ShardSource:
         label: Name of the label column.
         mean: Per-channel mean to take off; none: what the schema's metadata says, else 0.
         std: Per-channel standard deviation to divide by, likewise; else 1.
+        title: What the node is called; none: after the file.
 
     Raises:
         DataError: If it has both a file and a table or neither, or the index is not a part's.
@@ -55,6 +56,7 @@ class ShardSource:
     label: str = "label"
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    title: str | None = None
 
     def __post_init__(self) -> None:
         if (self.uri is None) == (self.table is None):
@@ -121,6 +123,8 @@ class ShardSource:
     @property
     def name(self) -> str:
         """A short name for people, such as `node_003` or `digits/train[3]`."""
+        if self.title is not None:
+            return self.title
         if self.uri is None:
             return f"memory[{self.index}]"
         if self.uri.startswith(BUILTIN):

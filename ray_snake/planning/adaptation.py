@@ -77,8 +77,13 @@ class Adaptation:
         by_link = sorted(
             sorted(nodes), key=lambda one: (classes[one], -one if turned and classes[one] else one)
         )
-        crossing = [by_link[place] for place in nodes]
+        places = {node: place for place, node in enumerate(sorted(nodes))}
+        crossing = [by_link[places[node]] for node in nodes]
         return sorted(crossing, key=lambda node: self.is_on_probation(node, trip))
+
+    def changed(self) -> None:
+        """Look anew which node is the middling one: more is known, or somebody joined or left."""
+        self._middling_of = 0
 
     def _link_class(self, node: int) -> int:
         """Return how often a node's wait for a span halves until it hardly counts."""
@@ -230,8 +235,8 @@ class Adaptation:
         if trip == self._middling_of:
             return
         self._middling_of = trip
-        nodes = range(len(self._outlook.facts.rows))
-        ranked = sorted(nodes, key=lambda one: self._outlook.computing(self._places[0], one))
+        first = self._places[0]
+        ranked = sorted(self._outlook.members, key=lambda one: self._outlook.computing(first, one))
         self._middling = ranked[(len(ranked) - 1) // 2]
         self._middlings.clear()
         self._budget = self._config.patience * statistics.fmean(

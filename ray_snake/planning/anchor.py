@@ -19,17 +19,17 @@ class Anchors:
 
     Args:
         blocks: Number of blocks.
-        nodes: Number of nodes, and so of visits in a trip.
         trips: Trips after which a block that is always trained gets another anchor.
     """
 
-    def __init__(self, *, blocks: int, nodes: int, trips: int) -> None:
-        self._nodes = nodes
+    def __init__(self, *, blocks: int, trips: int) -> None:
         self._trips = trips
         self._versions = [0] * blocks
         self._since = [0] * blocks
         self._last_trip = [0] * blocks
         self._visits_of_last_trip = [0] * blocks
+        # Of the trip under way and the one before; nodes join and leave, so sizes differ.
+        self._visits_of_trip: dict[int, int] = {}
 
     @property
     def versions(self) -> tuple[int, ...]:
@@ -54,6 +54,11 @@ class Anchors:
             if version != self._versions[block]:
                 self._versions[block] = version
                 self._since[block] = visit.trip
+        decided = self._visits_of_trip
+        self._visits_of_trip = {
+            trip: decided.get(trip, 0) + (trip == visit.trip)
+            for trip in (visit.trip - 1, visit.trip)
+        }
         for block in visit.trained:
             if self._last_trip[block] != visit.trip:
                 self._last_trip[block] = visit.trip
@@ -63,13 +68,13 @@ class Anchors:
     def _moves(self, block: int, visit: Visit) -> bool:
         last = self._last_trip[block]
         if block not in visit.trained:
-            stayed = self._visits_of_last_trip[block] == self._nodes
+            stayed = self._visits_of_last_trip[block] == self._visits_of_trip.get(last)
             return stayed and last == visit.trip - 1
         return last < visit.trip - 1 or visit.trip - self._since[block] >= self._trips
 
 
-def make_anchors(codec: CodecConfig, *, blocks: int, nodes: int) -> Anchors | None:
+def make_anchors(codec: CodecConfig, *, blocks: int) -> Anchors | None:
     """Return the anchors of a run's start; none where blocks travel whole."""
     if codec.name == "none":
         return None
-    return Anchors(blocks=blocks, nodes=nodes, trips=codec.anchor_trips)
+    return Anchors(blocks=blocks, trips=codec.anchor_trips)

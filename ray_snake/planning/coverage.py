@@ -4,15 +4,29 @@ from __future__ import annotations
 
 
 class Coverage:
-    """Counts of visits by node and span, all zero at first.
+    """Counts of visits by member and span, all zero at first.
 
     Args:
-        nodes: Number of nodes.
+        nodes: Number of nodes at the start.
         spans: Number of spans.
     """
 
     def __init__(self, nodes: int, spans: int) -> None:
-        self._counts = [[0] * spans for _ in range(nodes)]
+        self._spans = spans
+        self._counts = {node: [0] * spans for node in range(nodes)}
+
+    @property
+    def nodes(self) -> list[int]:
+        """The nodes that are counted, ascending."""
+        return sorted(self._counts)
+
+    def join(self, node: int) -> None:
+        """Count one more node, which has trained nothing yet."""
+        self._counts[node] = [0] * self._spans
+
+    def leave(self, node: int) -> None:
+        """Count a node no more."""
+        del self._counts[node]
 
     def add(self, node: int, span: int) -> None:
         """Count a visit of `node` to `span`."""

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ray_snake.config import SnakeConfig, TrainingConfig
 from ray_snake.planning.cost import BlockCost, VisitCost, VisitModel, total_steps
@@ -30,7 +29,7 @@ class Facts:
     """What is known before the first visit.
 
     Attributes:
-        rows: Rows of each node's shard.
+        rows: Rows of each node's shard, by number, of those that left too.
         costs: What each block costs, measured on one machine for a single sample.
         training: How each node trains, where that is not as the settings say; else empty.
         limits: Bytes of memory that each node has, 0 where it has no limit; empty: as
@@ -155,13 +154,33 @@ class Outlook:
         self._last: int | None = None
         self._free_bytes: list[int | None] = [None] * nodes
         self._models: dict[tuple[tuple[int, ...], int | None], _Model] = {}
-        self._training: Sequence[TrainingConfig | None] = facts.training or [None] * nodes
+        self._training = list(facts.training) or [None] * nodes
         self._fitted: dict[tuple[tuple[int, ...], int | None, TrainingConfig], VisitModel] = {}
-        self._limits = facts.limits or (config.nodes.memory_bytes,) * nodes
+        self._limits = list(facts.limits) or [config.nodes.memory_bytes] * nodes
         self._full_steps = [total_steps(rows, config.training) for rows in facts.rows]
+        self.members = list(range(nodes))
+        """The nodes that take part, ascending."""
         self._seen: set[int] = set()
         self._middling = (1.0, 0.0)
         self._middling_due = 1
+
+    def join(self, rows: int) -> None:
+        """Take in one more node, with so many rows."""
+        self.members.append(len(self.facts.rows))
+        self.facts = replace(self.facts, rows=(*self.facts.rows, rows))
+        self._rows = self.facts.rows
+        self._paces.append(Ratio())
+        self._overheads.append(Ratio())
+        self._rates.append(deque(maxlen=RATES_KEPT))
+        self._free_bytes.append(None)
+        self._training.append(None)
+        self._limits.append(self._config.nodes.memory_bytes)
+        self._full_steps.append(total_steps(rows, self._config.training))
+
+    def leave(self, node: int) -> None:
+        """Leave a node out of what is middling from now on."""
+        self.members.remove(node)
+        self._seen.discard(node)
 
     def observe(self, outcome: Outcome) -> None:
         """Take what a decided visit took."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar
 
@@ -26,7 +26,7 @@ class Snake(Strategy):
 
     Args:
         config: The run's settings.
-        nodes: Number of nodes.
+        nodes: Number of nodes at the start.
         blocks: Number of blocks of the network.
 
     Raises:
@@ -74,7 +74,7 @@ class Snake(Strategy):
         self._order = (self.order or find_order(snake.order))(
             spans=len(self.spans), seed=config.seed, stay=snake.trips_per_span
         )
-        self._warmup_nodes = frozenset(_warmup_nodes(config, nodes))
+        _check_warmup_nodes(config, nodes)
         self._adaptation: Adaptation | None = None
 
     def know(self, facts: Facts) -> Outlook:
@@ -87,12 +87,13 @@ class Snake(Strategy):
 
     def crossing(self, trip: int) -> list[int]:
         """Return the nodes of a trip as the order has them."""
-        nodes = self._order.crossing(trip, self.nodes)
+        members = self.members
+        nodes = [members[place] for place in self._order.crossing(trip, len(members))]
         return nodes if self._adaptation is None else self._adaptation.crossing(trip, nodes)
 
     def plan(self, number: int, trip: int, node: int) -> Visit:
         """Return a warm-up visit, or one to the span that order, coverage and node allow."""
-        if trip <= self.config.snake.warmup_trips and node in self._warmup_nodes:
+        if self._warms_up(trip, node):
             visit = self.whole(number, trip, node)
             if self._adaptation is None:
                 return visit
@@ -124,12 +125,21 @@ class Snake(Strategy):
 
     def is_warm_up(self, visit: Visit) -> bool:
         """Return whether a visit trains the whole model, as only some nodes may be able to."""
-        return visit.trip <= self.config.snake.warmup_trips and visit.node in self._warmup_nodes
+        return self._warms_up(visit.trip, visit.node)
+
+    def _warms_up(self, trip: int, node: int) -> bool:
+        chosen = self.config.snake.warmup_nodes
+        return trip <= self.config.snake.warmup_trips and (chosen is None or node in chosen)
 
     def learning_rate(self, visit: Visit) -> float:
         """Return the learning rate of a visit: lower where the whole model trains."""
         factor = self.config.snake.warmup_rate if self.is_warm_up(visit) else 1.0
         return factor * super().learning_rate(visit)
+
+    def begins(self) -> None:
+        """Let a trip go by what is known now: more than when it was looked at."""
+        if self._adaptation is not None:
+            self._adaptation.changed()
 
     def handed_out(self, visit: Visit) -> None:
         """Count a visit to a span."""
@@ -143,6 +153,23 @@ class Snake(Strategy):
         self._proposals[visit.number] = proposed
         self._proposed_to.add(visit.node, proposed)
         self.coverage.add(visit.node, visit.place)
+
+    def joined(self, node: int) -> None:
+        """Count a node's visits too."""
+        self.coverage.join(node)
+        self._proposed_to.join(node)
+        self._changed()
+
+    def went(self, node: int) -> None:
+        """Count a node's visits no more."""
+        self.coverage.leave(node)
+        self._proposed_to.leave(node)
+        self._changed()
+
+    def _changed(self) -> None:
+        self._proposal = None
+        if self._adaptation is not None:
+            self._adaptation.changed()
 
     def observe(self, outcome: Outcome) -> None:
         """Learn from what a visit took."""
@@ -163,7 +190,8 @@ class Snake(Strategy):
             return self._proposal[1]
         warmup = self.config.snake.warmup_trips
         before = warmup if trip > warmup else 0
-        turn = Turn(number=number - before * self.nodes, trip=trip - before, node=node)
+        visits_before = self._trips.visits_through(before)
+        turn = Turn(number=number - visits_before, trip=trip - before, node=node)
         place = self._order.choose(
             turn, self._proposed_to.least_trained(node, self._order.stay - 1)
         )
@@ -185,19 +213,16 @@ class Snake(Strategy):
         }
 
 
-def _warmup_nodes(config: SnakeConfig, nodes: int) -> Sequence[int]:
-    """Return the nodes that can train the whole model.
+def _check_warmup_nodes(config: SnakeConfig, nodes: int) -> None:
+    """Check that the nodes exist that can train the whole model.
 
     Raises:
-        ConfigError: If there is no such node.
+        ConfigError: If one does not.
     """
-    chosen: Sequence[int] | None = config.snake.warmup_nodes
-    if chosen is None:
-        return range(nodes)
-    if max(chosen) >= nodes:
+    chosen = config.snake.warmup_nodes
+    if chosen is not None and max(chosen) >= nodes:
         raise ConfigError(
             "snake.warmup_nodes",
             f"there is no node {max(chosen)} of {nodes}",
             f"use numbers from 0 to {nodes - 1}",
         )
-    return chosen

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from typing import ClassVar
 
@@ -17,17 +16,19 @@ from ray_snake.errors import ConfigError
 from ray_snake.extensions import find
 from ray_snake.planning.outlook import Facts, Outcome, Outlook
 from ray_snake.planning.span import Span, Visit
+from ray_snake.planning.trips import Trips
 
 
 class Strategy(ABC):
     """Hands out a run's visits in order.
 
     A trip visits every node once, forth and back in turn; a strategy says which blocks a visit
-    trains. It can plan other trips too: `crossing`.
+    trains. It can plan other trips too: `crossing`. Nodes may join and leave on the way: see
+    `planning.trips`.
 
     Args:
         config: The run's settings.
-        nodes: Number of nodes.
+        nodes: Number of nodes at the start.
         blocks: Number of blocks of the network.
 
     Raises:
@@ -38,21 +39,20 @@ class Strategy(ABC):
     """Whether some visits are averaged: all of a trip's then start from the same model."""
     spreads: ClassVar[bool] = False
     """Whether several visits can go on at once: they are averaged, or `plan` heeds `running`."""
+    keeps_nodes: ClassVar[str] = ""
+    """Why no node may join or leave on the way; empty where they may."""
 
     def __init__(self, config: SnakeConfig, *, nodes: int, blocks: int) -> None:
         self.config = config
-        self.nodes = nodes
         self.blocks = blocks
-        self.total = config.snake.trips * nodes
         self.outlook: Outlook | None = None
         """Predicts visits; none before `know`."""
         self.running: tuple[Visit, ...] = ()
         """The visits that go on while `plan` is asked for one more."""
         self._handed_out = 0
-        self._trip = 0
-        # What is left of the trips that have begun, in order. A plain dict would be slow: its first
-        # entry is found by passing over all that were taken out before it.
-        self._left: OrderedDict[tuple[int, int], None] = OrderedDict()
+        self._trips = Trips(
+            nodes=nodes, trips=config.snake.trips, crossing=lambda trip: self.crossing(trip)
+        )
 
     @abstractmethod
     def plan(self, number: int, trip: int, node: int) -> Visit:
@@ -66,8 +66,8 @@ class Strategy(ABC):
 
     def crossing(self, trip: int) -> list[int]:
         """Return the nodes of a trip in order: forth on the first trip, back on the second."""
-        forth = list(range(self.nodes))
-        return forth if trip % 2 == 1 else forth[::-1]
+        forth = self.members
+        return list(forth) if trip % 2 == 1 else forth[::-1]
 
     def learning_rate(self, visit: Visit) -> float:
         """Return the learning rate of a visit: constant within a trip."""
@@ -86,6 +86,9 @@ class Strategy(ABC):
     def handed_out(self, visit: Visit) -> None:  # noqa: B027 - for those that count
         """Note that a visit was handed out."""
 
+    def begins(self) -> None:  # noqa: B027 - likewise
+        """Note that a trip begins, which may have been looked at before: see `peek`."""
+
     def observe(self, outcome: Outcome) -> None:
         """Note what a visit took that was handed out; in the order in which they come in."""
         if self.outlook is not None:
@@ -93,6 +96,90 @@ class Strategy(ABC):
 
     def refused(self, visit: Visit) -> None:  # noqa: B027 - likewise
         """Note that a visit's result did not become part of the model."""
+
+    def join(self, rows: int, *, trip: int | None = None) -> int:
+        """Take in one more node; return its number. It takes part from the next trip on.
+
+        Args:
+            rows: Rows of its shard.
+            trip: The last trip that had begun, where that is known from a journal.
+
+        Raises:
+            ConfigError: If the strategy keeps to its nodes.
+        """
+        self.check_may_change()
+        self._trips.begin_through(trip or 0)
+        if self.outlook is not None:
+            self.outlook.join(rows)
+        node = self._trips.join()
+        self.joined(node)
+        return node
+
+    def leave(self, node: int, *, trip: int | None = None) -> None:
+        """Let a node go; no visit to it may be under way. It is dropped from the trip's rest.
+
+        Args:
+            node: The node.
+            trip: The last trip that had begun, where that is known from a journal.
+
+        Raises:
+            ConfigError: If the strategy keeps to its nodes, or it is no member, or the last one.
+        """
+        self.check_may_change()
+        self._trips.begin_through(trip or 0)
+        self._trips.leave(node)
+        if self.outlook is not None:
+            self.outlook.leave(node)
+        self.went(node)
+
+    def joined(self, node: int) -> None:  # noqa: B027 - for those that count
+        """Note that a node joined."""
+
+    def went(self, node: int) -> None:  # noqa: B027 - likewise
+        """Note that a node left."""
+
+    def check_may_change(self) -> None:
+        """Check that nodes may join and leave on the way.
+
+        Raises:
+            ConfigError: If the strategy keeps to its nodes.
+        """
+        if self.keeps_nodes:
+            raise ConfigError(
+                "strategy",
+                f"with {self.config.strategy!r} no node can join or leave on the way: "
+                f"{self.keeps_nodes}",
+                "start another run with the nodes that it is to have",
+            )
+
+    @property
+    def nodes(self) -> int:
+        """How many nodes the run has had so far; their numbers are below it."""
+        return self._trips.nodes
+
+    @property
+    def members(self) -> list[int]:
+        """The nodes that take part, ascending."""
+        return self._trips.members
+
+    @property
+    def trip(self) -> int:
+        """The last trip that has begun."""
+        return self._trips.trip
+
+    @property
+    def is_within_trip(self) -> bool:
+        """Whether a trip has begun and has visits that were not handed out."""
+        return bool(self._trips.left)
+
+    @property
+    def total(self) -> int:
+        """Visits of the whole run if nobody joins or leaves any more: see `Trips.total`."""
+        return self._trips.total
+
+    def ends_trip(self, visits: int) -> bool:
+        """Return whether a trip is over after so many visits."""
+        return self._trips.ends_trip(visits)
 
     @property
     def trips(self) -> int:
@@ -103,13 +190,13 @@ class Strategy(ABC):
     def heads(self) -> int:
         """Visits that may go on at once, now."""
         snake = self.config.snake
-        trip = self._trip if self._left else self._trip + 1
+        trip = self._trips.trip if self._trips.left else self._trips.trip + 1
         return snake.heads if trip > snake.heads_after_trips else 1
 
     @property
     def is_over(self) -> bool:
         """Whether all visits were handed out."""
-        return not self._left and self._trip == self.trips
+        return self._trips.is_over
 
     def next(self, running: Sequence[Visit] = (), busy: Collection[int] = ()) -> Visit | None:
         """Hand out the next visit.
@@ -121,19 +208,21 @@ class Strategy(ABC):
         Returns:
             None when the run's trips are done, or when nothing can be done beside what is running.
         """
-        if not self._left and self._trip < self.trips:
-            self._begin_trip()
+        trips = self._trips
+        if not trips.left and trips.trip < self.trips:
+            self.begins()
+            trips.begin()
         visit = self.peek(running, busy)
         if visit is not None:
             self._handed_out = visit.number
-            del self._left[visit.trip, visit.node]
+            trips.take(visit.trip, visit.node)
             self.handed_out(visit)
         return visit
 
     def peek(self, running: Sequence[Visit] = (), busy: Collection[int] = ()) -> Visit | None:
         """Return the visit that `next` would hand out now, without handing it out."""
         self.running = tuple(running)
-        for trip, node in self._left or self._following():
+        for trip, node in self._trips.left or self._trips.following():
             if node in busy:
                 continue
             visit = self.plan(self._handed_out + 1, trip, node)
@@ -145,24 +234,15 @@ class Strategy(ABC):
 
     def adopt(self, visit: Visit) -> None:
         """Take a visit as handed out that was so before: see `next`."""
-        while self._trip < visit.trip:
-            self._begin_trip()
-        del self._left[visit.trip, visit.node]
+        self._trips.begin_through(visit.trip)
+        self._trips.take(visit.trip, visit.node)
         self._handed_out = max(self._handed_out, visit.number)
         self.handed_out(visit)
 
     def upcoming_nodes(self) -> list[int]:
         """Return the nodes that still have visits, in the order of their next one."""
-        return list(dict.fromkeys(node for _, node in [*self._left, *self._following()]))
-
-    def _following(self) -> list[tuple[int, int]]:
-        """Return the trip that has not begun yet, with each of its nodes; [] after the last."""
-        trip = self._trip + 1
-        return [(trip, node) for node in self.crossing(trip)] if trip <= self.trips else []
-
-    def _begin_trip(self) -> None:
-        self._left |= dict.fromkeys(self._following())
-        self._trip += 1
+        visits = [*self._trips.left, *self._trips.following()]
+        return list(dict.fromkeys(node for _, node in visits))
 
     def whole(
         self,

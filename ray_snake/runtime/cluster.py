@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ray_snake.config import NodesConfig
 from ray_snake.data import ShardSource
@@ -33,6 +35,8 @@ SETTINGS = {
 # Ray starts a worker for every CPU before any is asked for. Driver, engine and nodes take over that
 # many; on larger machines the others would only cost 60 MiB and most of a CPU second each.
 PRESTARTED_WORKERS = 4
+NODE_ID_LABEL = "ray.io/node-id"
+"""The label with a machine's id, which Ray gives to each."""
 
 
 @contextlib.contextmanager
@@ -146,8 +150,20 @@ class _Machine:
     labels: dict[str, str]
 
 
+def draining() -> set[str]:
+    """Return the ids of the machines that are about to go: preempted, or given back.
+
+    Ray has them in no public interface. Where it can't say, none are.
+    """
+    try:
+        return set(ray._private.state.state.get_draining_nodes())
+    except Exception:
+        return set()
+
+
 def _machines() -> list[_Machine]:
-    """Return the machines that are up."""
+    """Return the machines that are up and stay."""
+    leaving = draining()
     return [
         _Machine(
             name=str(one["NodeManagerHostname"]),
@@ -156,8 +172,19 @@ def _machines() -> list[_Machine]:
             labels={str(k): str(v) for k, v in (one.get("Labels") or {}).items()},
         )
         for one in ray.nodes()
-        if one["Alive"]
+        if one["Alive"] and one["NodeID"] not in leaving
     ]
+
+
+def has_room(request: Request, nodes: NodesConfig) -> bool:
+    """Return whether a machine that stays may host one more process now, or is sure to come."""
+    if nodes.may_scale:
+        return True
+    free = ray._private.state.available_resources_per_node()
+    return any(
+        all(free.get(one, {}).get(name, 0.0) >= amount for name, amount in request.amounts.items())
+        for one in host_machines(request)
+    )
 
 
 def host_machines(request: Request) -> list[str]:
@@ -168,6 +195,51 @@ def host_machines(request: Request) -> list[str]:
     """
     able = [one for one in _machines() if _matches(one.labels, request.labels)]
     return [one.id for one in able if one.resources.get("CPU")] or [one.id for one in able]
+
+
+def node_options(request: Request) -> dict[str, Any]:
+    """Return the Ray options of a node actor: what it asks of whichever machine hosts it."""
+    amounts = request.amounts
+    options: dict[str, Any] = {
+        "num_cpus": amounts.pop("CPU", 0.0),
+        "num_gpus": amounts.pop("GPU", 0.0),
+        "max_restarts": 0,
+        "max_task_retries": 0,
+        "concurrency_groups": {"control": 2, "fetch": 1},
+    }
+    if "memory" in amounts:
+        options["memory"] = amounts.pop("memory")
+    if amounts:
+        options["resources"] = amounts
+    return options
+
+
+def host_options(
+    request: Request, hosted: Iterable[str], reserved: PlacementGroup | None = None
+) -> dict[str, Any]:
+    """Return the Ray options that choose a node actor's machine.
+
+    Actors that reserve something Ray spreads by what is free. It puts those that reserve nothing
+    (the default) on machines at random, so that is done here: on the machine with the fewest of
+    them, or on any other if it is lost meanwhile.
+
+    Args:
+        request: What the actor asks for.
+        hosted: The machine of each actor of the run so far.
+        reserved: What the run may use, as the trial of a sweep; none: the cluster. Its bundles are
+            where the labels say: see `ray_snake.tune.tune_resources`.
+    """
+    if request.amounts and reserved is not None:
+        return {"scheduling_strategy": PlacementGroupSchedulingStrategy(reserved)}
+    labels = dict(request.labels)
+    machines = host_machines(request)
+    if request.amounts or not machines:
+        return {"scheduling_strategy": "SPREAD", "label_selector": labels}
+    counts = Counter(hosted)
+    return {
+        "label_selector": {**labels, NODE_ID_LABEL: min(machines, key=counts.__getitem__)},
+        "fallback_strategy": [{"label_selector": labels}],
+    }
 
 
 def with_gpu_shares(groups: Sequence[NodeGroup]) -> list[NodeGroup]:

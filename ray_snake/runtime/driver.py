@@ -9,23 +9,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict, replace
+from typing import Any
 
-from ray_snake.config import SnakeConfig, TrainingConfig
+from ray_snake.config import SnakeConfig
 from ray_snake.errors import NodeFailedError, SnakeError, VisitFailedError
 from ray_snake.layers.ledger import Ledger, Parcel
 from ray_snake.planning.anchor import Anchors
-from ray_snake.planning.outlook import Facts
 from ray_snake.planning.span import Visit
 from ray_snake.planning.strategy import Strategy, make_strategy
 from ray_snake.runtime.acceptance import Accept, Refuse, judge
 from ray_snake.runtime.committer import Committer, Result
+from ray_snake.runtime.crew import Crew
 from ray_snake.runtime.events import Event, Recovering, RunEnded, RunStarted
 from ray_snake.runtime.handles import BlocksLostError, EngineHandle, Meter, ProcessLostError, Ref
 from ray_snake.runtime.journal import DRIVER, Journal, VisitRecord
 from ray_snake.runtime.messages import BlockTable
 from ray_snake.runtime.recorder import Recorder
+from ray_snake.runtime.registrar import LOOK_SECONDS, Registrar
 from ray_snake.runtime.resume import replay, stored_blocks
 from ray_snake.runtime.roster import Roster
 from ray_snake.runtime.states import (
@@ -48,56 +50,53 @@ class Driver:
 
     Args:
         config: The run's settings.
-        names: The nodes' names, by number.
+        crew: The nodes that it starts with; those that join are added.
         blocks: The network's blocks.
         storage: The run's folder.
         engine: The process engine, not yet started.
         roster: The nodes, not yet started.
+        registrar: Takes nodes in and lets nodes go.
         meter: Counts what machines receive.
         evaluates: Whether the process engine has held-out rows.
         emit: Told everything that happens, in order.
         strategy: A user's own class; none: the one that the settings name.
-        rows: Rows of each node's shard; needed where the run adapts.
-        training: How each node trains, where that is not as the settings say; likewise.
-        limits: Bytes of memory of each node; likewise.
     """
 
     def __init__(
         self,
         *,
         config: SnakeConfig,
-        names: tuple[str, ...],
+        crew: Crew,
         blocks: BlockTable,
         storage: Storage,
         engine: EngineHandle,
         roster: Roster,
+        registrar: Registrar,
         meter: Meter,
         evaluates: bool,
         emit: Callable[[Event], None],
         strategy: type[Strategy] | None = None,
-        rows: tuple[int, ...] = (),
-        training: tuple[TrainingConfig | None, ...] = (),
-        limits: tuple[int, ...] = (),
     ) -> None:
         self.state: State = Starting()
         self._config = config
-        self._names = names
+        self._names = crew.names
+        self._facts = crew.facts()
         self._blocks = blocks
         self._storage = storage
         self._engine = engine
         self._roster = roster
+        self._registrar = registrar
         self._meter = meter
         self._evaluates = evaluates
         self._emit = emit
         self._strategy_kind = strategy
         self._recoveries_left = config.failures.recoveries
-        self._rows = rows
-        self._training = training
-        self._limits = limits
         self._refused_in_a_row = 0
         self._decided = 0
         self._running: list[asyncio.Future[Deciding]] = []
+        self._attending: list[asyncio.Task[None]] = []
         self._decided_before: dict[int, int] = {}
+        self._journal: Journal
         self._strategy: Strategy
         self._visitor: Visitor
         self._supply: Supply | None = None
@@ -144,29 +143,28 @@ class Driver:
     async def _start(self) -> State:
         """Bring the journal's last model into the object store and take up the strategy there."""
         await self._stop_background()
-        journal = await asyncio.to_thread(Journal, self._storage)
+        self._journal = journal = await asyncio.to_thread(Journal, self._storage)
         self._strategy = make_strategy(
             self._config,
-            nodes=len(self._names),
+            nodes=len(self._facts.rows),
             blocks=len(self._blocks.names),
             kind=self._strategy_kind,
         )
         costs = journal.costs or self._blocks.costs
         if costs:
-            facts = Facts(
-                rows=self._rows, costs=costs, training=self._training, limits=self._limits
-            )
-            self._strategy.know(facts)
+            self._strategy.know(replace(self._facts, costs=costs))
+        await self._registrar.take_up(journal.changes)
         anchors, self._refused_in_a_row = replay(journal, self._strategy, self._config.codec)
         self._decided = len(journal.visits)
         self._emit(
             RunStarted(
-                nodes=self._names,
+                nodes=tuple(self._names),
                 block_names=self._blocks.names,
                 block_bytes=self._blocks.bytes,
                 trips=self._config.snake.trips,
                 visits=self._strategy.total,
                 done=self._decided,
+                left=tuple(sorted({*range(self._strategy.nodes)} - {*self._strategy.members})),
             )
         )
         self._roster.begin(self._strategy.upcoming_nodes())
@@ -174,10 +172,13 @@ class Driver:
         wholes = await stored_blocks(journal, anchors, self._engine)
         self._take_up(journal, anchors, wholes)
         if journal.current_blocks():
-            await self._evaluate_if_missing(journal)
+            await self._evaluate_if_missing()
         else:
-            await self._recorder_or_fail().start(costs)
+            await self._recorder_or_fail().start(costs, self._facts.rows)
         await self._recorder_or_fail().traffic(visit=self._decided)
+        self._attending = [
+            asyncio.create_task(self._again_and_again(one)) for one in (self._look, self._move)
+        ]
         return Scheduling()
 
     def _take_up(
@@ -238,18 +239,47 @@ class Driver:
         )
 
     async def _stop_background(self) -> None:
-        for one in self._running:
+        background: list[asyncio.Future[Any]] = [*self._running, *self._attending]
+        for one in background:
             one.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
-        self._running = []
+        await asyncio.gather(*background, return_exceptions=True)
+        self._running, self._attending = [], []
         if self._supply is not None:
             self._supply.close()
         if self._recorder is not None:
             await self._recorder.close()
 
+    @staticmethod
+    async def _again_and_again(act: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            # What storage or cluster refuse now, they may not refuse next time.
+            with contextlib.suppress(SnakeError):
+                await act()
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def _look(self) -> None:
+        await self._registrar.look(self._strategy)
+
+    async def _move(self) -> None:
+        """Leave machines that are about to go; nodes that are visited, after their visit."""
+        for group in await self._roster.to_move():
+            if self._visitor.busy.isdisjoint(group):
+                self._roster.move(group)
+                self._supply_or_fail().lost(group)
+
     async def _choose(self) -> State:
-        """Begin as many visits as may go on at once."""
+        """Let nodes join and leave, then begin as many visits as may go on at once."""
         self._roster.raise_failure()
+        changed = await self._registrar.settle(
+            strategy=self._strategy,
+            recorder=self._recorder_or_fail(),
+            supply=self._supply_or_fail(),
+            visited={visit.node for visit in self._visitor.running},
+            decided=self._decided,
+        )
+        if changed:
+            # A node that left may have been the last of its trip.
+            await self._evaluate_if_missing()
         while len(self._running) < self._strategy.heads:
             visit = self._strategy.next(self._visitor.running, self._visitor.busy)
             if visit is None:
@@ -329,7 +359,7 @@ class Driver:
             await self._committer.end_round()
         if not in_round and self._evaluation_is_due(self._decided):
             await recorder.evaluation(visit=visit.number, trip=visit.trip)
-        if self._decided % len(self._names) == 0:
+        if self._strategy.ends_trip(self._decided):
             await recorder.traffic(visit=visit.number, last=self._decided == self._strategy.total)
         if self._refused_in_a_row > self._config.acceptance.max_refused:
             await recorder.drain()
@@ -368,18 +398,23 @@ class Driver:
 
     async def _finish(self) -> State:
         sha256 = await self._recorder_or_fail().weights_sha256()
+        for attending in self._attending:
+            attending.cancel()
+        await self._registrar.close()
         self._emit(RunEnded(weights_sha256=sha256))
         return Finished(weights_sha256=sha256)
 
     def _evaluation_is_due(self, decided: int) -> bool:
         if not self._evaluates:
             return False
-        every = self._config.evaluation.every_visits or len(self._names)
+        every = self._config.evaluation.every_visits
+        due = decided % every == 0 if every else self._strategy.ends_trip(decided)
         left = self._strategy.total - decided
-        return decided % every == 0 or left < max(1, self._config.evaluation.last_visits)
+        return due or left < max(1, self._config.evaluation.last_visits)
 
-    async def _evaluate_if_missing(self, journal: Journal) -> None:
-        """Judge the model at which the run was interrupted, if that was still to be done."""
+    async def _evaluate_if_missing(self) -> None:
+        """Judge the model as the journal has it, if that was still to be done."""
+        journal = self._journal
         if not journal.visits or not self._evaluation_is_due(len(journal.visits)):
             return
         last = journal.visits[-1]

@@ -12,15 +12,21 @@ from ray.util.placement_group import PlacementGroup
 
 from ray_snake.config import SnakeConfig
 from ray_snake.data import ShardSource
+from ray_snake.errors import ResourceError
 from ray_snake.planning.strategy import Strategy
 from ray_snake.runtime.actors import AnyRef
+from ray_snake.runtime.cluster import check_resources, has_room, on_cluster
+from ray_snake.runtime.crew import Crew
 from ray_snake.runtime.driver import Driver
 from ray_snake.runtime.events import Event
 from ray_snake.runtime.launch import RayEngine, RayNodeLauncher, RayServer
 from ray_snake.runtime.messages import BlockTable, NodeSpec
 from ray_snake.runtime.meter import RayMeter
-from ray_snake.runtime.placement import NodeGroup, asked_bytes
+from ray_snake.runtime.placement import NodeGroup, asked_bytes, joining_gpus, joining_request
+from ray_snake.runtime.registrar import Registrar
+from ray_snake.runtime.requests import Mailbox
 from ray_snake.runtime.roster import Roster
+from ray_snake.runtime.shard_checks import check_joining
 from ray_snake.runtime.states import Failed
 from ray_snake.storage import Storage
 
@@ -106,11 +112,16 @@ def make_driver(
     emit: Callable[[Event], None],
 ) -> Driver:
     """Return a driver whose handles are Ray actors."""
-    names = tuple(spec.name for spec in specs)
+    crew = Crew(
+        names=[one.name for one in specs],
+        rows=[one.samples for one in specs],
+        training=tuple(one.training for one in specs),
+        limits=tuple(asked_bytes(config.nodes, one.source) for one in specs),
+    )
     server = RayServer(recipe, config.baseline.server_gpus)
-    launcher = RayNodeLauncher(specs, recipe, groups, server, reserved)
+    launcher = RayNodeLauncher(specs, config.nodes, recipe, groups, server, reserved)
     roster = Roster(
-        names=names,
+        names=crew.names,
         groups=[group.nodes for group in groups],
         launcher=launcher,
         window=max(2, int(ray.cluster_resources().get("CPU", 1))),
@@ -118,18 +129,50 @@ def make_driver(
         restarts=config.failures.node_restarts,
         emit=emit,
     )
+    registrar = Registrar(
+        mailbox=Mailbox(storage),
+        crew=crew,
+        roster=roster,
+        data=config.data,
+        examine=lambda source: asyncio.to_thread(_examine, config, recipe, groups, source),
+        emit=emit,
+    )
     return Driver(
         config=config,
-        names=names,
+        crew=crew,
         blocks=blocks,
         storage=storage,
         engine=RayEngine(recipe, storage, evaluation, config.evaluation.gpus, len(blocks.names)),
         roster=roster,
+        registrar=registrar,
         meter=RayMeter(),
         evaluates=evaluation is not None,
         emit=emit,
         strategy=strategy,
-        rows=tuple(spec.samples for spec in specs),
-        training=tuple(spec.training for spec in specs),
-        limits=tuple(asked_bytes(config.nodes, spec.source) for spec in specs),
     )
+
+
+def _examine(
+    config: SnakeConfig, recipe: AnyRef, groups: Sequence[NodeGroup], source: ShardSource
+) -> NodeSpec:
+    """Look at the shard of a node that is to join, on a machine that may host it.
+
+    Raises:
+        SnakeError: If it can't be used, or no machine has room for the node.
+    """
+    request = joining_request(config.nodes, source, joining_gpus(groups))
+    group = NodeGroup(nodes=(0,), request=request)
+    check_resources(config.nodes, [group], [source])
+    if not has_room(request, config.nodes):
+        raise ResourceError(
+            f"node {source.name}",
+            f"no machine has room now for what it asks: {request.amounts}",
+            "remove a node first, or set nodes.may_scale if the cluster grows by itself",
+        )
+    (spec,) = on_cluster(config.nodes, [group])(_check_joining, [(recipe, source)])
+    checked: NodeSpec = spec
+    return checked
+
+
+def _check_joining(recipe: AnyRef, source: ShardSource) -> NodeSpec:
+    return check_joining(ray.get(recipe), source)

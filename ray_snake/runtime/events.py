@@ -20,12 +20,13 @@ class RunStarted:
     """The driver knows the whole plan.
 
     Attributes:
-        nodes: The nodes' names, in node order.
+        nodes: The nodes' names, in node order, of those that left too.
         block_names: The blocks' names, in block order.
         block_bytes: Bytes of each block's weights and buffers.
         trips: Trips in the whole run.
-        visits: Visits in the whole run.
+        visits: Visits in the whole run, as long as nobody joins or leaves.
         done: Visits that the journal already held (a resumed run).
+        left: Numbers of the nodes that left before.
     """
 
     nodes: tuple[str, ...]
@@ -34,6 +35,7 @@ class RunStarted:
     trips: int
     visits: int
     done: int
+    left: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +55,40 @@ class NodeLost:
     node: int
     name: str
     reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeJoined:
+    """A node takes part from the next trip on.
+
+    Attributes:
+        node: Its number: that of the nodes before it.
+        name: Its name.
+        samples: Its rows.
+        visits: Visits in the whole run, from now on.
+    """
+
+    node: int
+    name: str
+    samples: int
+    visits: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeLeft:
+    """A node takes part no more. `visits` are those in the whole run, from now on."""
+
+    node: int
+    name: str
+    visits: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeMoved:
+    """A node is started again elsewhere, as its machine is about to go."""
+
+    node: int
+    name: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +153,9 @@ Event = (
     | RunStarted
     | NodeReady
     | NodeLost
+    | NodeJoined
+    | NodeLeft
+    | NodeMoved
     | Recovering
     | VisitStarted
     | VisitProgress

@@ -85,7 +85,7 @@ def forecast(
     )
     strategy = make_strategy(config, nodes=len(nodes), blocks=len(stack))
     outlook = strategy.know(facts)
-    shipping = _Shipping(config, stack, nodes=len(nodes))
+    shipping = _Shipping(config, stack)
     listed = []
     seconds = 0.0
     while (visit := strategy.next()) is not None:
@@ -136,12 +136,12 @@ def measured_costs(
 class _Shipping:
     """What each visit pulls, with every node alone on its machine."""
 
-    def __init__(self, config: SnakeConfig, stack: BlockStack, *, nodes: int) -> None:
+    def __init__(self, config: SnakeConfig, stack: BlockStack) -> None:
         self._whole_bytes = stack.block_bytes()
         self._bytes = [
             encoded_nbytes(stack.tensors(block), config.codec) for block in range(len(stack))
         ]
-        self._anchors = make_anchors(config.codec, blocks=len(stack), nodes=nodes)
+        self._anchors = make_anchors(config.codec, blocks=len(stack))
         versions = [0] * len(stack)
         self._ledger: Ledger[None] = Ledger(
             versions,

@@ -7,14 +7,29 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ray_snake.runtime.journal import BlockRecord
-from ray_snake.runtime.messages import Delivery, EvaluationReport, VisitReport, VisitTask
+from ray_snake.runtime.messages import (
+    Delivery,
+    EvaluationReport,
+    NodeSpec,
+    VisitReport,
+    VisitTask,
+)
 
 Ref = Any
 """A block version somewhere: an `ObjectRef`, or whatever a test passes on in its place."""
 
 
 class ProcessLostError(Exception):
-    """A process died, stopped answering, or took too long; the text says which and why."""
+    """A process died, stopped answering, or took too long; the text says which and why.
+
+    Args:
+        reason: The text.
+        machine_went: Whether it died with a machine that was taken away.
+    """
+
+    def __init__(self, reason: str, *, machine_went: bool = False) -> None:
+        super().__init__(reason)
+        self.machine_went = machine_went
 
 
 class BlocksLostError(Exception):
@@ -92,6 +107,15 @@ class NodeLauncher(Protocol):
 
     def kill(self, group: tuple[int, ...]) -> None:
         """End the process of these nodes, if there is one."""
+
+    def join(self, node: int, spec: NodeSpec) -> None:
+        """Take note of a node of a process of its own, which is to be launched."""
+
+    def leave(self, node: int) -> None:
+        """Take note that a node is to be launched no more, nor any process for it alone."""
+
+    async def to_move(self) -> list[tuple[int, ...]]:
+        """Return the nodes of each process whose machine is about to go, if others have room."""
 
 
 class Meter(Protocol):

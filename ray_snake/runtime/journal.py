@@ -51,12 +51,14 @@ class StartRecord(Record):
     Attributes:
         blocks: Version 0 of every block, in block order.
         costs: What each block costs, measured where the run was started; empty unless it adapts.
+        rows: Rows of each node's shard, by number.
         finished_at: Unix time at which they were stored.
     """
 
     kind: Literal["start"] = "start"
     blocks: tuple[BlockRecord, ...]
     costs: tuple[BlockCost, ...] = ()
+    rows: tuple[int, ...] = ()
     finished_at: float
 
 
@@ -258,7 +260,61 @@ class TrafficRecord(Record):
     finished_at: float
 
 
-JournalRecord = StartRecord | VisitRecord | EvaluationRecord | TrafficRecord
+class JoinRecord(Record):
+    """A node that takes part from the next trip on.
+
+    Attributes:
+        visit: The last decided visit.
+        trip: The last trip that had begun.
+        node: Its number: that of the nodes before it.
+        name: Its name.
+        uri: Its shard.
+        rows: Rows of the shard.
+        sample_shape: Shape of one input.
+        integer_inputs: Whether inputs are whole numbers.
+        classes: How many classes the network tells apart; none without class labels.
+        request: The request that it was added by.
+        finished_at: Unix time at which it joined.
+    """
+
+    kind: Literal["join"] = "join"
+    visit: int
+    trip: int
+    node: int
+    name: str
+    uri: str
+    rows: int
+    sample_shape: tuple[int, ...]
+    integer_inputs: bool
+    classes: int | None
+    request: str
+    finished_at: float
+
+
+class LeaveRecord(Record):
+    """A node that takes part no more: what the trip still had for it is dropped.
+
+    Attributes:
+        visit: The last decided visit.
+        trip: The last trip that had begun.
+        node: Its number.
+        rows: Rows of its shard.
+        request: The request that it was removed by.
+        finished_at: Unix time at which it left.
+    """
+
+    kind: Literal["leave"] = "leave"
+    visit: int
+    trip: int
+    node: int
+    rows: int
+    request: str
+    finished_at: float
+
+
+JournalRecord = (
+    StartRecord | VisitRecord | EvaluationRecord | TrafficRecord | JoinRecord | LeaveRecord
+)
 _RECORD: TypeAdapter[JournalRecord] = TypeAdapter(
     Annotated[JournalRecord, Field(discriminator="kind")]
 )
@@ -301,6 +357,11 @@ class Journal:
     def visits(self) -> list[VisitRecord]:
         """The decided visits, in order."""
         return [record for record in self._records if isinstance(record, VisitRecord)]
+
+    @property
+    def changes(self) -> list[JoinRecord | LeaveRecord]:
+        """Who joined and who left, in order."""
+        return [one for one in self._records if isinstance(one, JoinRecord | LeaveRecord)]
 
     @property
     def evaluations(self) -> list[EvaluationRecord]:

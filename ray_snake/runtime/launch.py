@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import Counter
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import ray
@@ -19,9 +18,9 @@ from ray.exceptions import (
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import (
     NodeAffinitySchedulingStrategy,
-    PlacementGroupSchedulingStrategy,
 )
 
+from ray_snake.config import NodesConfig
 from ray_snake.data import ShardSource
 from ray_snake.errors import NodeFailedError, SnakeError
 from ray_snake.runtime.actors import (
@@ -33,7 +32,13 @@ from ray_snake.runtime.actors import (
     first_line,
     visit_failure,
 )
-from ray_snake.runtime.cluster import host_machines
+from ray_snake.runtime.cluster import (
+    NODE_ID_LABEL,
+    draining,
+    has_room,
+    host_options,
+    node_options,
+)
 from ray_snake.runtime.handles import BlocksLostError, ProcessLostError, StartedNode
 from ray_snake.runtime.journal import BlockRecord
 from ray_snake.runtime.messages import (
@@ -46,59 +51,12 @@ from ray_snake.runtime.messages import (
     with_back,
 )
 from ray_snake.runtime.meter import machine_name
-from ray_snake.runtime.placement import NodeGroup, Request
+from ray_snake.runtime.placement import NodeGroup, joining_gpus, joining_request
 from ray_snake.storage import Storage
 
 CONTROL_TIMEOUT_SECONDS = 5.0
-NODE_ID_LABEL = "ray.io/node-id"
-"""The label with a machine's id, which Ray gives to each."""
 
 Answer = TypeVar("Answer")
-
-
-def node_options(request: Request) -> dict[str, Any]:
-    """Return the Ray options of a node actor: what it asks of whichever machine hosts it."""
-    amounts = request.amounts
-    options: dict[str, Any] = {
-        "num_cpus": amounts.pop("CPU", 0.0),
-        "num_gpus": amounts.pop("GPU", 0.0),
-        "max_restarts": 0,
-        "max_task_retries": 0,
-        "concurrency_groups": {"control": 2, "fetch": 1},
-    }
-    if "memory" in amounts:
-        options["memory"] = amounts.pop("memory")
-    if amounts:
-        options["resources"] = amounts
-    return options
-
-
-def host_options(
-    request: Request, hosted: Iterable[str], reserved: PlacementGroup | None = None
-) -> dict[str, Any]:
-    """Return the Ray options that choose a node actor's machine.
-
-    Actors that reserve something Ray spreads by what is free. It puts those that reserve nothing
-    (the default) on machines at random, so that is done here: on the machine with the fewest of
-    them, or on any other if it is lost meanwhile.
-
-    Args:
-        request: What the actor asks for.
-        hosted: The machine of each actor of the run so far.
-        reserved: What the run may use, as the trial of a sweep; none: the cluster. Its bundles are
-            where the labels say: see `ray_snake.tune.tune_resources`.
-    """
-    if request.amounts and reserved is not None:
-        return {"scheduling_strategy": PlacementGroupSchedulingStrategy(reserved)}
-    labels = dict(request.labels)
-    machines = host_machines(request)
-    if request.amounts or not machines:
-        return {"scheduling_strategy": "SPREAD", "label_selector": labels}
-    counts = Counter(hosted)
-    return {
-        "label_selector": {**labels, NODE_ID_LABEL: min(machines, key=counts.__getitem__)},
-        "fallback_strategy": [{"label_selector": labels}],
-    }
 
 
 def actor_class(kind: type, **options: Any) -> Any:  # noqa: ANN401 - Ray's actor class and options
@@ -124,7 +82,9 @@ async def _answer(call: Awaitable[Answer], who: str) -> Answer:
                 "define model and loss in the main program, or in a package that is installed "
                 "on every machine",
             ) from None
-        raise ProcessLostError(f"{who} died ({first_line(error)})") from None
+        raise ProcessLostError(
+            f"{who} died ({first_line(error)})", machine_went=error.preempted
+        ) from None
     except (ObjectLostError, GetTimeoutError) as error:
         raise BlocksLostError(f"{who} could not get a block ({first_line(error)})") from None
     except TaskCancelledError as error:
@@ -271,6 +231,7 @@ class RayNodeLauncher:
 
     Args:
         specs: The nodes, by number.
+        nodes: The settings, of what nodes that join ask for.
         recipe: Ref of the recipe.
         groups: The processes and what each asks for.
         server: The server of visits with a cut.
@@ -280,32 +241,43 @@ class RayNodeLauncher:
     def __init__(
         self,
         specs: Sequence[NodeSpec],
+        nodes: NodesConfig,
         recipe: AnyRef,
         groups: Sequence[NodeGroup],
         server: RayServer,
         reserved: PlacementGroup | None = None,
     ) -> None:
         self._reserved = reserved
-        self._specs = specs
+        self._specs = dict(enumerate(specs))
+        self._nodes = nodes
         self._recipe = recipe
         self._requests = {group.nodes: group.request for group in groups}
         self._server = server
         self._actors: dict[tuple[int, ...], Any] = {}
         self._machines: dict[tuple[int, ...], str] = {}
+        # Where they are, which may be elsewhere than where they were to be.
+        self._hosts: dict[tuple[int, ...], str] = {}
+        self._starting: set[tuple[int, ...]] = set()
+        self._gpus = joining_gpus(groups)
 
     async def launch(self, group: tuple[int, ...]) -> dict[int, StartedNode]:
         """Start the actor of these nodes and wait until it has opened their shards."""
-        specs = {node: self._specs[node] for node in group}
+        specs = {node: self._specs[node] for node in group if node in self._specs}
         request = self._requests[group]
         where = host_options(request, self._machines.values(), self._reserved)
         kind = actor_class(SnakeNode, **node_options(request), **where)
         actor = kind.remote(specs, self._recipe)
         self._actors[group] = actor
+        self._starting.add(group)
         self._machines[group] = where.get("label_selector", {}).get(NODE_ID_LABEL, "")
         names = {node: spec.name for node, spec in specs.items()}
-        machine, samples = await _answer(
-            actor.open.remote(), f"node {', '.join(names.values())} while it started"
-        )
+        try:
+            machine, samples = await _answer(
+                actor.open.remote(), f"node {', '.join(names.values())} while it started"
+            )
+        finally:
+            self._starting.discard(group)
+        self._hosts[group] = machine
         return {
             node: StartedNode(
                 handle=RayNode(
@@ -317,12 +289,44 @@ class RayNodeLauncher:
                 ),
                 samples=samples[node],
             )
-            for node in group
+            for node in specs
         }
+
+    def join(self, node: int, spec: NodeSpec) -> None:
+        """Take note of a node of an actor of its own."""
+        self._specs[node] = spec
+        self._requests[node,] = joining_request(self._nodes, spec.source, self._gpus)
+
+    def leave(self, node: int) -> None:
+        """Forget a node."""
+        self._specs.pop(node, None)
+
+    async def to_move(self) -> list[tuple[int, ...]]:
+        """Return the nodes of each actor whose machine Ray drains, if another one has room."""
+        try:
+            return await asyncio.to_thread(self._to_move)
+        except Exception:
+            # Ray's state is asked again in a moment; nothing that runs depends on the answer.
+            return []
+
+    def _to_move(self) -> list[tuple[int, ...]]:
+        leaving = {machine_name(one) for one in draining()}
+        found = []
+        # What is free now is free for one: of those that reserve something, one moves at a time.
+        reserving = any(self._requests[one].amounts for one in list(self._starting))
+        for group, machine in list(self._hosts.items()) if leaving else ():
+            request = self._requests[group]
+            if machine not in leaving or (request.amounts and reserving):
+                continue
+            if has_room(request, self._nodes):
+                found.append(group)
+                reserving = reserving or bool(request.amounts)
+        return found
 
     def kill(self, group: tuple[int, ...]) -> None:
         """End the actor of these nodes."""
         self._machines.pop(group, None)
+        self._hosts.pop(group, None)
         actor = self._actors.pop(group, None)
         if actor is not None:
             ray.kill(actor)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from ray_snake.config import SnakeConfig
@@ -14,6 +14,8 @@ from ray_snake.planning.strategy import Strategy, make_strategy
 from ray_snake.runtime.messages import NodeSpec
 from ray_snake.runtime.placement import asked_bytes, setting_of
 
+_Kinds = dict[tuple[tuple[int, ...], int | None], Visit]
+
 
 def has_limits(config: SnakeConfig) -> bool:
     """Return whether any node has a memory limit, so that blocks have to be measured."""
@@ -21,11 +23,27 @@ def has_limits(config: SnakeConfig) -> bool:
     return any([config.nodes.memory_bytes, *each])
 
 
+def known_costs(
+    config: SnakeConfig,
+    node: NodeSpec,
+    measure: Callable[[tuple[int, ...], bool, bool], tuple[BlockCost, ...]],
+) -> tuple[BlockCost, ...]:
+    """Return what each block costs where a run needs to know it; else nothing.
+
+    Args:
+        config: The run's settings.
+        node: A node whose kind of rows stands for all.
+        measure: `model_checks.ModelChecks.costs`.
+    """
+    if not (config.snake.adapt or has_limits(config)):
+        return ()
+    return measure(node.sample_shape, node.integer_inputs, config.snake.adapt)
+
+
 def fit_nodes(
     config: SnakeConfig,
     nodes: Sequence[NodeSpec],
     costs: Sequence[BlockCost],
-    *,
     kind: type[Strategy] | None = None,
 ) -> list[NodeSpec]:
     """Return the nodes with how each of them trains, so that its visits fit its memory.
@@ -33,13 +51,15 @@ def fit_nodes(
     Args:
         config: The run's settings.
         nodes: The nodes, checked.
-        costs: What each block costs.
+        costs: What each block costs; empty: nobody has a limit.
         kind: A user's own strategy; none: what the settings name.
 
     Raises:
         ConfigError: If there is no way for a node. With `snake.adapt` a node may be given the spans
             alone that it bears, so that one is enough.
     """
+    if not costs:
+        return list(nodes)
     visits = _kinds_of_visits(config, nodes, len(costs), kind)
     fitted = []
     for number, (node, own) in enumerate(zip(nodes, visits, strict=True)):
@@ -64,12 +84,18 @@ def fit_nodes(
 def _kinds_of_visits(
     config: SnakeConfig, nodes: Sequence[NodeSpec], blocks: int, kind: type[Strategy] | None
 ) -> list[list[Visit]]:
-    """Return for each node one visit of each kind that the settings' order gives it."""
-    found: list[dict[tuple[tuple[int, ...], int | None], Visit]] = [{} for _ in nodes]
+    """Return for each node one visit of each kind that it may be given.
+
+    Any node may come to any of a run's spans, as others leave. Visits that need more than most
+    nodes can give are for those alone that the order gives them.
+    """
+    common: _Kinds = {}
+    own: list[_Kinds] = [{} for _ in nodes]
     strategy = make_strategy(config, nodes=len(nodes), blocks=blocks, kind=kind)
     while (visit := strategy.next()) is not None:
-        found[visit.node].setdefault((visit.trained, visit.cut), visit)
-    return [list(one.values()) for one in found]
+        found = own[visit.node] if strategy.is_warm_up(visit) else common
+        found.setdefault((visit.trained, visit.cut), visit)
+    return [list((common | one).values()) for one in own]
 
 
 def _refusal(

@@ -39,8 +39,10 @@ class ModelChecks(Protocol):
     def classes(self, facts: ShardFacts, name: str) -> int | None:
         """Return how many classes it tells apart; see `preflight.classes_for`."""
 
-    def look(self, function: Callable[..., Any], source: int, *arguments: object) -> Any:  # noqa: ANN401 - what it returns
-        """Call a function with one of the sources, by number, before its other arguments."""
+    def look(
+        self, function: Callable[..., Any], source: int | ShardSource, *arguments: object
+    ) -> Any:  # noqa: ANN401 - what it returns
+        """Call a function with a source, given as it is or by number, before other arguments."""
 
     def costs(
         self, sample_shape: tuple[int, ...], integer_inputs: bool, timed: bool
@@ -74,9 +76,12 @@ class ChecksHere:
 
         return classes_for(self._skeleton(), facts, name)
 
-    def look(self, function: Callable[..., Any], source: int, *arguments: object) -> Any:  # noqa: ANN401 - what it returns
+    def look(
+        self, function: Callable[..., Any], source: int | ShardSource, *arguments: object
+    ) -> Any:  # noqa: ANN401 - what it returns
         """See `ModelChecks`."""
-        return function(self._sources[source], *arguments)
+        found = self._sources[source] if isinstance(source, int) else source
+        return function(found, *arguments)
 
     def costs(
         self, sample_shape: tuple[int, ...], integer_inputs: bool, timed: bool
@@ -120,7 +125,9 @@ class ChecksApart:
         classes: int | None = self._process.call("classes", facts, name)
         return classes
 
-    def look(self, function: Callable[..., Any], source: int, *arguments: object) -> Any:  # noqa: ANN401 - what it returns
+    def look(
+        self, function: Callable[..., Any], source: int | ShardSource, *arguments: object
+    ) -> Any:  # noqa: ANN401 - what it returns
         """See `ModelChecks`."""
         return self._process.call("look", function, source, *arguments)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -71,13 +71,29 @@ def group_nodes(nodes: NodesConfig, sources: Sequence[ShardSource]) -> list[Node
                 )
     groups: list[NodeGroup] = []
     for number, source in enumerate(sources):
-        request = _request({field: _asked(nodes, source, field)[1] for field in _FIELDS})
+        request = request_of(nodes, source)
         last = groups[-1] if groups else None
         if last is not None and last.request == request and len(last.nodes) < nodes.nodes_per_actor:
             groups[-1] = NodeGroup(nodes=(*last.nodes, number), request=request)
         else:
             groups.append(NodeGroup(nodes=(number,), request=request))
     return groups
+
+
+def joining_gpus(groups: Sequence[NodeGroup]) -> float:
+    """Return the GPU share of a process that joins one by one: the smallest that another has.
+
+    Args:
+        groups: The run's processes, with their GPU shares.
+    """
+    shares = [group.request.gpus for group in groups]
+    return min((one for one in shares if one != "auto" and one > 0), default=0.0)
+
+
+def joining_request(nodes: NodesConfig, source: ShardSource, gpus: float) -> Request:
+    """Return what the process of a node that joins asks for; `gpus` in place of `auto`."""
+    request = request_of(nodes, source)
+    return replace(request, gpus=gpus) if request.gpus == "auto" else request
 
 
 def setting_of(nodes: NodesConfig, source: ShardSource, field: str) -> str:
@@ -111,7 +127,9 @@ def _matches(source: ShardSource, pattern: str) -> bool:
     )
 
 
-def _request(settings: Mapping[str, Any]) -> Request:
+def request_of(nodes: NodesConfig, source: ShardSource) -> Request:
+    """Return what a process asks for that hosts this node."""
+    settings = {field: _asked(nodes, source, field)[1] for field in _FIELDS}
     return Request(
         cpus=settings["cpus"],
         gpus=settings["gpus"],

@@ -16,8 +16,10 @@ from ray_snake.runtime.events import Evaluated, Event, VisitDecided
 from ray_snake.runtime.handles import EngineHandle, Meter, Ref
 from ray_snake.runtime.journal import (
     EvaluationRecord,
+    JoinRecord,
     Journal,
     JournalRecord,
+    LeaveRecord,
     StartRecord,
     TrafficRecord,
     VisitRecord,
@@ -72,18 +74,29 @@ class Recorder:
         self._hold_over.set()
         self._writing: asyncio.Future[None] | None = None
 
-    async def start(self, costs: tuple[BlockCost, ...] = ()) -> None:
+    async def start(self, costs: tuple[BlockCost, ...] = (), rows: tuple[int, ...] = ()) -> None:
         """Store the initial weights; the journal's first record says so.
 
         Args:
             costs: What each block costs, where the run adapts.
+            rows: Rows of each node's shard.
         """
 
         async def work() -> None:
             blocks = await self._engine.store(list(self._wholes.values()))
-            await self._append(StartRecord(blocks=blocks, costs=costs, finished_at=time.time()))
+            record = StartRecord(blocks=blocks, costs=costs, rows=rows, finished_at=time.time())
+            await self._append(record)
 
         await self._add(work)
+
+    async def change(self, record: JoinRecord | LeaveRecord) -> None:
+        """Journal that a node joins or leaves; when this returns, the journal has it."""
+
+        async def work() -> None:
+            await self._append(record)
+
+        await self._add(work)
+        await self.drain()
 
     def whole(self, block: int, version: int) -> Ref:
         """Return the ref of a whole block at the driver's side."""

@@ -9,7 +9,7 @@ from ray_snake.planning.anchor import Anchors, make_anchors
 from ray_snake.planning.span import Visit
 from ray_snake.planning.strategy import Strategy
 from ray_snake.runtime.handles import EngineHandle, Ref
-from ray_snake.runtime.journal import Journal
+from ray_snake.runtime.journal import JoinRecord, Journal, LeaveRecord, VisitRecord
 
 
 def replay(journal: Journal, strategy: Strategy, codec: CodecConfig) -> tuple[Anchors | None, int]:
@@ -23,9 +23,15 @@ def replay(journal: Journal, strategy: Strategy, codec: CodecConfig) -> tuple[An
         CheckpointError: If the journal holds visits that the strategy does not plan.
     """
     versions = [0] * strategy.blocks
-    anchors = make_anchors(codec, blocks=strategy.blocks, nodes=strategy.nodes)
+    anchors = make_anchors(codec, blocks=strategy.blocks)
     refused_in_a_row = 0
-    for record in journal.visits:
+    for record in journal:
+        if isinstance(record, JoinRecord):
+            strategy.join(record.rows, trip=record.trip)
+        elif isinstance(record, LeaveRecord):
+            strategy.leave(record.node, trip=record.trip)
+        if not isinstance(record, VisitRecord):
+            continue
         if strategy.config.snake.heads > 1:
             # They are journalled as they came in; those that did not are handed out anew.
             visit: Visit | None = record.planned

@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ray_snake.errors import NodeFailedError
-from ray_snake.runtime.events import Event, NodeLost, NodeReady
+from ray_snake.runtime.events import Event, NodeLost, NodeMoved, NodeReady
 from ray_snake.runtime.handles import NodeHandle, NodeLauncher, ProcessLostError, StartedNode
+from ray_snake.runtime.messages import NodeSpec
 
 
 class Roster:
@@ -36,14 +37,16 @@ class Roster:
         restarts: int,
         emit: Callable[[Event], None],
     ) -> None:
-        self._names = names
+        self._names = dict(enumerate(names))
         self._group_of = {node: group for group in groups for node in group}
         self._launcher = launcher
         self._slots = asyncio.Semaphore(window)
         self._start_timeout = start_timeout
+        self._restarts = restarts
         self._restarts_left = dict.fromkeys(groups, restarts)
         self._emit = emit
         self._starts: dict[tuple[int, ...], asyncio.Task[dict[int, StartedNode]]] = {}
+        self._gone: set[int] = set()
 
     def begin(self, order: Sequence[int]) -> None:
         """Start all nodes in the background, in the order given."""
@@ -69,7 +72,7 @@ class Roster:
 
     def if_up(self, number: int) -> NodeHandle | None:
         """Return a node if it is up now. Each start of its process gives another handle."""
-        start = self._starts.get(self._group_of[number])
+        start = self._starts.get(self._group_of.get(number, ()))
         if start is None or not start.done() or start.cancelled() or start.exception() is not None:
             return None
         return start.result()[number].handle
@@ -82,16 +85,76 @@ class Roster:
                 if failure is not None:
                     raise failure
 
-    def lost(self, number: int, reason: str) -> tuple[int, ...]:
+    def lost(self, number: int, reason: str, *, machine_went: bool = False) -> tuple[int, ...]:
         """Start the process of a lost node again; return all nodes that were in it.
+
+        Args:
+            number: The node.
+            reason: What happened to it.
+            machine_went: Whether its machine was taken away, which is no fault of the process.
 
         Raises:
             NodeFailedError: If it was started again too often.
         """
         group = self._group_of[number]
-        self._note_loss(group, number, reason)
+        self._note_loss(group, number, reason, machine_went=machine_went)
         self._starts[group] = asyncio.create_task(self._start(group))
         return group
+
+    async def recruit(self, number: int, spec: NodeSpec) -> None:
+        """Start one more node, which nobody depends on yet; return when it is up.
+
+        Raises:
+            SnakeError: If it can't be started; then nothing of it is left.
+        """
+        group = (number,)
+        self._names[number] = spec.name
+        self._launcher.join(number, spec)
+        self._restarts_left[group] = self._restarts
+        start = asyncio.create_task(self._start(group, tell=False))
+        try:
+            await asyncio.shield(start)
+        except BaseException:
+            start.cancel()
+            self._launcher.kill(group)
+            self._launcher.leave(number)
+            raise
+        self._group_of[number] = group
+        self._starts[group] = start
+
+    def admit(self, number: int, spec: NodeSpec) -> None:
+        """Note that a node takes part; one that was not recruited here is started when needed."""
+        if number not in self._group_of:
+            self._names[number] = spec.name
+            self._launcher.join(number, spec)
+            self._restarts_left[number,] = self._restarts
+            self._group_of[number] = (number,)
+
+    def leave(self, number: int) -> None:
+        """End a node for good, and its process once all nodes in it have left."""
+        if number in self._gone:
+            return
+        self._launcher.leave(number)
+        group = self._group_of[number]
+        self._gone.add(number)
+        if self._gone.issuperset(group):
+            start = self._starts.pop(group, None)
+            if start is not None:
+                start.cancel()
+            self._launcher.kill(group)
+
+    async def to_move(self) -> list[tuple[int, ...]]:
+        """Return the nodes of each process whose machine is about to go, if others have room."""
+        groups = await self._launcher.to_move()
+        return [one for one in groups if one in self._starts and self._starts[one].done()]
+
+    def move(self, group: tuple[int, ...]) -> None:
+        """Start the process of nodes that are not being visited elsewhere; it counts as no loss."""
+        for node in group:
+            if node not in self._gone:
+                self._emit(NodeMoved(node=node, name=self._names[node]))
+        self._launcher.kill(group)
+        self._starts[group] = asyncio.create_task(self._start(group))
 
     async def close(self) -> None:
         """End all processes and whatever is still starting."""
@@ -102,7 +165,7 @@ class Roster:
             self._launcher.kill(group)
 
     async def _start(
-        self, group: tuple[int, ...], after: asyncio.Task[Any] | None = None
+        self, group: tuple[int, ...], after: asyncio.Task[Any] | None = None, *, tell: bool = True
     ) -> dict[int, StartedNode]:
         if after is not None:
             await asyncio.wait({after})
@@ -123,10 +186,11 @@ class Roster:
                         "nodes.start_timeout_seconds",
                     ) from None
                 except ProcessLostError as error:
-                    self._note_loss(group, group[0], str(error))
+                    machine_went = error.machine_went
+                    self._note_loss(group, group[0], str(error), machine_went=machine_went)
                     continue
                 seconds = time.monotonic() - began
-                for node, one in started.items():
+                for node, one in started.items() if tell else ():
                     self._emit(
                         NodeReady(
                             node=node,
@@ -137,9 +201,13 @@ class Roster:
                     )
                 return started
 
-    def _note_loss(self, group: tuple[int, ...], number: int, reason: str) -> None:
+    def _note_loss(
+        self, group: tuple[int, ...], number: int, reason: str, *, machine_went: bool
+    ) -> None:
         self._launcher.kill(group)
         self._emit(NodeLost(node=number, name=self._names[number], reason=reason))
+        if machine_went:
+            return
         if self._restarts_left[group] == 0:
             raise NodeFailedError(
                 f"node {self._names[number]} was lost once more than "

@@ -258,6 +258,13 @@ class Supply:
             self._in_use.pop(node, None)
             self._withheld.pop(node, None)
 
+    def left(self, node: int) -> None:
+        """Note that a node takes part no more."""
+        ahead = self._ahead.pop(node, None)
+        if ahead is not None:
+            ahead.cancel()
+        self.lost([node])
+
     def close(self) -> None:
         """Drop what is being fetched ahead."""
         for one in self._ahead.values():

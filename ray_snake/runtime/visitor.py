@@ -92,7 +92,8 @@ class Visitor:
             try:
                 return await self._attempt(visit, handle)
             except ProcessLostError as error:
-                self._supply.lost(self._roster.lost(visit.node, str(error)))
+                lost = self._roster.lost(visit.node, str(error), machine_went=error.machine_went)
+                self._supply.lost(lost)
 
     def decided(self, visit: Visit) -> None:
         """Let others train what a visit trained: its result is part of the model, or refused."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import TracebackType
 
 from rich.console import Console
@@ -11,7 +12,10 @@ from ray_snake.planning.span import Span
 from ray_snake.runtime.events import (
     Evaluated,
     Event,
+    NodeJoined,
+    NodeLeft,
     NodeLost,
+    NodeMoved,
     NodeReady,
     Preparing,
     Recovering,
@@ -58,6 +62,7 @@ class ConsoleProgress:
         self._preparing = ""
         self._started: RunStarted | None = None
         self._ready: set[int] = set()
+        self._left: set[int] = set()
         self._under_way: dict[int, VisitStarted] = {}
         self._most_under_way = 1
         self._step = ""
@@ -92,6 +97,13 @@ class ConsoleProgress:
             case NodeLost():
                 self._ready.discard(event.node)
                 self._line(f"node lost: {event.name} ({event.reason}); starting it again")
+            case NodeJoined():
+                self._on_node_joined(event)
+            case NodeLeft():
+                self._on_node_left(event)
+            case NodeMoved():
+                self._ready.discard(event.node)
+                self._line(f"node moved: {event.name}, as its machine is about to go")
             case Recovering():
                 self._under_way.clear()
                 self._line(f"going back to the journal: {event.reason}")
@@ -130,15 +142,16 @@ class ConsoleProgress:
 
     def _on_run_started(self, event: RunStarted) -> None:
         self._started = event
+        self._left = set(event.left)
         self._last_visit = event.done
         self._line(
-            f"{len(event.nodes)} nodes, {len(event.block_names)} blocks "
+            f"{self._members()} nodes, {len(event.block_names)} blocks "
             f"({format_bytes(sum(event.block_bytes))}), {event.trips} trips, "
             f"{event.visits} visits"
         )
         if event.done:
             self._line(f"resuming after visit {event.done}/{event.visits}")
-        if len(self._ready) < len(event.nodes):
+        if len(self._ready) < self._members():
             self._plain(self._starting())
 
     def _on_node_ready(self, event: NodeReady) -> None:
@@ -147,6 +160,26 @@ class ConsoleProgress:
             f"{self._starting()} ({event.name}: {event.samples} samples, "
             f"{format_seconds(event.seconds)})"
         )
+
+    def _on_node_joined(self, event: NodeJoined) -> None:
+        self._ready.add(event.node)
+        if self._started is not None:
+            names = (*self._started.nodes, event.name)
+            self._started = replace(self._started, nodes=names, visits=event.visits)
+        self._line(
+            f"node joined: {event.name} ({event.samples} samples); {self._members()} nodes take "
+            "part from the next trip on"
+        )
+
+    def _on_node_left(self, event: NodeLeft) -> None:
+        self._left.add(event.node)
+        self._ready.discard(event.node)
+        if self._started is not None:
+            self._started = replace(self._started, visits=event.visits)
+        self._line(f"node left: {event.name}; {self._members()} nodes take part")
+
+    def _members(self) -> int:
+        return 0 if self._started is None else len(self._started.nodes) - len(self._left)
 
     def _on_visit_decided(self, record: VisitRecord) -> None:
         self._under_way.pop(record.visit, None)
@@ -185,7 +218,7 @@ class ConsoleProgress:
         if self._started is None:
             return str(number)
         totals = {
-            "nodes": len(self._started.nodes),
+            "nodes": self._members(),
             "trips": self._started.trips,
             "visits": self._started.visits,
         }

@@ -20,7 +20,6 @@ from tensorboard.compat.proto import event_pb2, summary_pb2
 from ray_snake.runtime.journal import (
     EvaluationRecord,
     JournalRecord,
-    StartRecord,
     TrafficRecord,
     VisitRecord,
 )
@@ -76,7 +75,8 @@ class EventFile:
         if isinstance(record, VisitRecord):
             self._bytes_total += record.bytes_moved
             self._refused += not record.accepted
-        if self._added >= self._stored and not isinstance(record, StartRecord):
+        is_fresh = self._added >= self._stored
+        if is_fresh and isinstance(record, VisitRecord | EvaluationRecord | TrafficRecord):
             self._pending.append(self._event(record))
         self._added += 1
 

@@ -56,9 +56,9 @@ def with_sections(**sections):
     return SnakeConfig.from_tree({**SETTINGS, **merged})
 
 
-def until(condition, what):
+def until(condition, what, seconds=DEADLINE_SECONDS):
     """Return what `condition` gives once it is true; fail after a deadline."""
-    deadline = time.monotonic() + DEADLINE_SECONDS
+    deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, f"waited in vain until {what}"
         time.sleep(0.005)

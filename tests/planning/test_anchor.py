@@ -18,7 +18,7 @@ def walk(*, trips=12, anchor_trips=4, **snake):
     section = SnakeSection(**{"span_width": 2, "train_last": False, **snake, "trips": trips})
     schedule = Snake(SnakeConfig(snake=section, seed=1), nodes=NODES, blocks=BLOCKS)
     codec = CodecConfig(name="int8", anchor_trips=anchor_trips)
-    anchors = make_anchors(codec, blocks=BLOCKS, nodes=NODES)
+    anchors = make_anchors(codec, blocks=BLOCKS)
     current = [0] * BLOCKS
     while (visit := schedule.next()) is not None:
         found = anchors.at(visit, current)
@@ -30,7 +30,7 @@ def walk(*, trips=12, anchor_trips=4, **snake):
 
 
 def test_blocks_that_travel_whole_have_no_anchors():
-    assert make_anchors(CodecConfig(), blocks=BLOCKS, nodes=NODES) is None
+    assert make_anchors(CodecConfig(), blocks=BLOCKS) is None
 
 
 def test_within_a_stay_the_anchor_stays():

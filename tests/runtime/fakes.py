@@ -13,12 +13,15 @@ from dataclasses import dataclass, field, replace
 
 from ray_snake.config import SnakeConfig
 from ray_snake.data import ShardSource
-from ray_snake.errors import VisitFailedError
+from ray_snake.errors import DataError, VisitFailedError
+from ray_snake.runtime.crew import Crew
 from ray_snake.runtime.driver import Driver
 from ray_snake.runtime.handles import BlocksLostError, ProcessLostError, StartedNode
 from ray_snake.runtime.journal import BlockRecord
-from ray_snake.runtime.messages import BlockTable, EvaluationReport, VisitReport
+from ray_snake.runtime.messages import BlockTable, EvaluationReport, NodeSpec, VisitReport
 from ray_snake.runtime.placement import group_nodes
+from ray_snake.runtime.registrar import Registrar
+from ray_snake.runtime.requests import Mailbox
 from ray_snake.runtime.roster import Roster
 
 BLOCK_BYTES = 10
@@ -91,6 +94,7 @@ class FakeCluster:
         calls: Engine calls by method.
         store_gate: Storing waits until it is set.
         readings: What the meter reads next, by machine; nothing once they are used up.
+        draining: Groups whose machine is about to go, until they are launched again.
     """
 
     faults: dict[tuple[str, int], list[Fault]] = field(default_factory=dict)
@@ -105,6 +109,15 @@ class FakeCluster:
     calls: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     store_gate: asyncio.Event | None = None
     readings: list = field(default_factory=list)
+    draining: set = field(default_factory=set)
+
+    async def examine(self, source):
+        """Find eight rows in every shard but those of the name `empty`."""
+        if source.name == "empty":
+            raise DataError(source.name, "has no rows", "leave that node out")
+        return NodeSpec(
+            source=source, sample_shape=(2,), integer_inputs=False, samples=8, classes=2
+        )
 
     async def take_fault(self, method, number):
         """Do the next fault of this call, if one is left; return it if it is the caller's to do."""
@@ -214,16 +227,29 @@ class FakeNode:
 class FakeLauncher:
     def __init__(self, cluster):
         self._cluster = cluster
+        self._left = set()
 
     async def launch(self, group):
         self._cluster.launched.append(group)
         await self._cluster.take_fault("launch", group[0])
+        self._cluster.draining.discard(group)
         return {
-            node: StartedNode(handle=FakeNode(self._cluster, node), samples=8) for node in group
+            node: StartedNode(handle=FakeNode(self._cluster, node), samples=8)
+            for node in group
+            if node not in self._left
         }
 
     def kill(self, group):
         self._cluster.killed.append(group)
+
+    def join(self, node, spec):
+        self._left.discard(node)
+
+    def leave(self, node):
+        self._left.add(node)
+
+    async def to_move(self):
+        return [group for group in self._cluster.draining if group in self._cluster.launched]
 
 
 class FakeMeter:
@@ -323,9 +349,10 @@ def make_driver(
     cluster, config, storage, *, nodes=3, blocks=4, evaluates=False, emit=None, costs=()
 ):
     """Return a driver of fakes with these numbers of nodes and blocks, and costs of these."""
-    names = tuple(f"clinic-{node}" for node in range(nodes))
+    names = [f"clinic-{node}" for node in range(nodes)]
     emit = emit or (lambda event: None)
     shards = [ShardSource(uri=name) for name in names]
+    crew = Crew(names=names, rows=[8] * nodes)
     roster = Roster(
         names=names,
         groups=[group.nodes for group in group_nodes(config.nodes, shards)],
@@ -335,9 +362,17 @@ def make_driver(
         restarts=config.failures.node_restarts,
         emit=emit,
     )
+    registrar = Registrar(
+        mailbox=Mailbox(storage),
+        crew=crew,
+        roster=roster,
+        data=config.data,
+        examine=cluster.examine,
+        emit=emit,
+    )
     return Driver(
         config=config,
-        names=names,
+        crew=crew,
         blocks=BlockTable(
             names=tuple(f"block{block}" for block in range(blocks)),
             bytes=(BLOCK_BYTES,) * blocks,
@@ -346,10 +381,10 @@ def make_driver(
         storage=storage,
         engine=FakeEngine(cluster, blocks),
         roster=roster,
+        registrar=registrar,
         meter=FakeMeter(cluster),
         evaluates=evaluates,
         emit=emit,
-        rows=(8,) * nodes,
     )
 
 

@@ -3,9 +3,11 @@ import asyncio
 import pytest
 from fakes import FakeLauncher, FakeNode, Fault, run, until
 
+from ray_snake.data import ShardSource
 from ray_snake.errors import DataError, NodeFailedError
-from ray_snake.runtime.events import NodeLost, NodeReady
+from ray_snake.runtime.events import NodeLost, NodeMoved, NodeReady
 from ray_snake.runtime.handles import StartedNode
+from ray_snake.runtime.messages import NodeSpec
 from ray_snake.runtime.roster import Roster
 
 NAMES = ("north", "east", "south", "west", "middle")
@@ -20,6 +22,8 @@ class GatedLauncher:
         self.begun = []
         self.starting = set()
         self.killed = []
+        self.left = []
+        self.going = []
 
     async def launch(self, group):
         self.begun.append(group)
@@ -37,6 +41,15 @@ class GatedLauncher:
 
     def kill(self, group):
         self.killed.append(group)
+
+    def join(self, node, spec):
+        pass
+
+    def leave(self, node):
+        self.left.append(node)
+
+    async def to_move(self):
+        return self.going
 
 
 def groups_of(nodes, size):
@@ -227,3 +240,101 @@ def test_beginning_again_leaves_running_nodes_alone(cluster):
 
     run(scenario())
     assert cluster.launched == [(0,), (1,)]
+
+
+SPEC = NodeSpec(
+    source=ShardSource(uri="/shards/late.arrow"),
+    sample_shape=(2,),
+    integer_inputs=False,
+    samples=8,
+    classes=2,
+)
+
+
+def test_a_recruit_counts_only_once_it_is_up(cluster):
+    launcher = GatedLauncher(cluster)
+    roster = make(launcher, groups_of(2, 1))
+
+    async def story():
+        recruiting = asyncio.create_task(roster.recruit(2, SPEC))
+        await until(lambda: launcher.starting == {(2,)})
+        assert roster.if_up(2) is None
+        launcher.let((2,))
+        await recruiting
+        roster.admit(2, SPEC)
+        assert roster.if_up(2) is not None
+        assert launcher.begun == [(2,)]
+
+    run(story())
+
+
+def test_a_recruit_that_does_not_start_leaves_nothing_behind(cluster):
+    launcher = GatedLauncher(cluster)
+    roster = make(launcher, groups_of(2, 1), timeout=0.05)
+
+    async def story():
+        with pytest.raises(NodeFailedError, match="late did not start"):
+            await roster.recruit(2, SPEC)
+        roster.raise_failure()
+        assert roster.if_up(2) is None
+        assert (2,) in launcher.killed
+        assert launcher.left == [2]
+
+    run(story())
+
+
+def test_a_process_is_ended_when_the_last_of_its_nodes_leaves(cluster):
+    launcher = GatedLauncher(cluster)
+    roster = make(launcher, groups_of(4, 2))
+
+    async def story():
+        roster.begin([0, 2])
+        launcher.let((0, 1))
+        await roster.node(0)
+        roster.leave(0)
+        assert launcher.killed == []
+        roster.leave(1)
+        assert launcher.killed == [(0, 1)]
+        # Again, as when the journal is read again.
+        roster.leave(1)
+        assert launcher.killed == [(0, 1)]
+        await roster.close()
+
+    run(story())
+
+
+def test_moving_and_machines_that_went_count_as_no_loss(cluster):
+    launcher = GatedLauncher(cluster)
+    events = []
+    roster = make(launcher, groups_of(2, 2), restarts=0, emit=events.append)
+
+    async def story():
+        roster.begin([0])
+        launcher.let((0, 1))
+        first = await roster.node(0)
+        roster.move((0, 1))
+        second = await roster.node(0)
+        assert roster.lost(1, "its machine went", machine_went=True) == (0, 1)
+        third = await roster.node(0)
+        assert len({id(one) for one in (first, second, third)}) == 3
+        with pytest.raises(NodeFailedError):
+            roster.lost(1, "out of memory")
+
+    run(story())
+    moved = [event for event in events if isinstance(event, NodeMoved)]
+    assert [(event.node, event.name) for event in moved] == [(0, "north"), (1, "east")]
+
+
+def test_only_processes_that_are_up_are_moved(cluster):
+    launcher = GatedLauncher(cluster)
+    launcher.going = [(0,), (1,)]
+    roster = make(launcher, groups_of(2, 1))
+
+    async def story():
+        roster.begin([0, 1])
+        launcher.let((0,))
+        await roster.node(0)
+        assert await roster.to_move() == [(0,)]
+        await roster.close()
+
+    run(story())

@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -6,7 +7,10 @@ from rich.console import Console
 from ray_snake.planning.span import Span, Visit
 from ray_snake.runtime.events import (
     Evaluated,
+    NodeJoined,
+    NodeLeft,
     NodeLost,
+    NodeMoved,
     NodeReady,
     RunEnded,
     RunStarted,
@@ -104,6 +108,26 @@ def test_a_resumed_run_counts_on_and_says_so(visit_record):
     assert "resuming after visit 4/6" in shown
     assert "visit 5/6" in shown[-1]
     assert "2.0 s left" in shown[-1]
+
+
+def test_nodes_that_come_and_go_are_said_and_counted(visit_record):
+    shown = lines(
+        STARTED,
+        NodeJoined(node=2, name="late", samples=50, visits=8),
+        NodeLeft(node=0, name="clinic-0", visits=5),
+        NodeMoved(node=2, name="late"),
+        VisitDecided(record=visit_record(3)),
+    )
+    assert shown[2:5] == [
+        "node joined: late (50 samples); 3 nodes take part from the next trip on",
+        "node left: clinic-0; 2 nodes take part",
+        "node moved: late, as its machine is about to go",
+    ]
+    assert "visit 3/5" in shown[5]
+
+
+def test_a_resumed_run_counts_its_members_alone():
+    assert lines(replace(STARTED, left=(0,)))[0].startswith("1 nodes, ")
 
 
 def test_refused_visit_says_why_and_leaves_the_numbers_alone(visit_record):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 BUFFERS = 2
+ALIGNMENT = 16
 
 
 class DeviceFeed:
@@ -51,18 +52,11 @@ class DeviceFeed:
         for tensor in tensors.values():
             # Made on the other stream: its memory may be used anew only after this one is through.
             tensor.record_stream(current)
-        following = self._following(block)
+        following = expected_next(self._order, self._last, block)
         self._last = block
         if following is not None:
             self._ahead = (following, *self._copy(following))
         return tensors
-
-    def _following(self, block: int) -> int | None:
-        place = self._order.index(block)
-        if self._last is None or self._last == block:
-            return None
-        place += 1 if block > self._last else -1
-        return self._order[place] if 0 <= place < len(self._order) else None
 
     def _copy(self, block: int) -> tuple[dict[str, Tensor], torch.cuda.Event]:
         number = self._next_buffer
@@ -79,9 +73,28 @@ class DeviceFeed:
                 pinned = pinned.view(tensor.dtype).view(tensor.shape)
                 pinned.copy_(tensor)
                 made[name] = pinned.to(self._device, non_blocking=True)
-                start += _padded(tensor.nbytes)
+                start += padded(tensor.nbytes)
             self._free[number].record(self._stream)
         return made, self._free[number]
+
+
+def expected_next(order: Sequence[int], last: int | None, block: int) -> int | None:
+    """Return the block that will be asked for after this one; none if nothing points to one.
+
+    Args:
+        order: All blocks, ascending.
+        last: The one that was asked for before; none: this is the first.
+        block: The one that is asked for now.
+    """
+    if last is None or last == block:
+        return None
+    place = order.index(block) + (1 if block > last else -1)
+    return order[place] if 0 <= place < len(order) else None
+
+
+def padded(size: int) -> int:
+    """Return a size in bytes at whose end a tensor of any dtype may begin."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def _event() -> torch.cuda.Event:
@@ -89,10 +102,5 @@ def _event() -> torch.cuda.Event:
     return event
 
 
-def _padded(size: int) -> int:
-    """Return a size at whose end any dtype may begin."""
-    return -(-size // 16) * 16
-
-
 def _padded_bytes(tensors: Mapping[str, Tensor]) -> int:
-    return sum(_padded(one.nbytes) for one in tensors.values())
+    return sum(padded(one.nbytes) for one in tensors.values())

@@ -11,7 +11,7 @@ the same parts of a batch, in a process of its own, from weights in memory-mappe
   `process_private_bytes` are of the whole process, with and without its files.
 - `predicted_over_measured`: what `ray-snake plan` says over the peak; of all ways the one that is
   furthest from 1.
-- `cached_step_over_full_step`: time of a step of forward and backward pass and optimizer on kept
+- `cached_step_over_full_step`: CPU time of a step of forward and backward pass and optimizer on kept
   outputs of the prefix, over a step of the whole network; mean over all spans, of VGG-11 and of
   the language model the larger one.
 
@@ -256,11 +256,11 @@ def _stepper(
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    """Return how long a second time takes: the first one makes what is kept."""
+    """Return the CPU seconds of a second time: the first one makes what is kept."""
     work()
-    started = time.perf_counter()
+    started = time.process_time()
     work()
-    return time.perf_counter() - started
+    return time.process_time() - started
 
 
 if __name__ == "__main__":

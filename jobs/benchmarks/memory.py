@@ -11,9 +11,9 @@ the same parts of a batch, in a process of its own, from weights in memory-mappe
   `process_private_bytes` are of the whole process, with and without its files.
 - `predicted_over_measured`: what `ray-snake plan` says over the peak; of all ways the one that is
   furthest from 1.
-- `cached_step_over_full_step`: CPU time of a step of forward and backward pass and optimizer on kept
-  outputs of the prefix, over a step of the whole network; mean over all spans, of VGG-11 and of
-  the language model the larger one.
+- `cached_step_over_full_step`: CPU time of a step of forward and backward pass and optimizer on
+  kept outputs of the prefix, over a step of the whole network; mean over all spans, of VGG-11 and
+  of the language model the larger one.
 
     python jobs/benchmarks/memory.py --json
 """

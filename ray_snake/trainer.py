@@ -30,6 +30,7 @@ from ray_snake.runtime.driver_actor import SnakeDriver
 from ray_snake.runtime.events import Evaluated, Event, Preparing, RunEnded
 from ray_snake.runtime.journal import read_records
 from ray_snake.runtime.launch import actor_class, here
+from ray_snake.runtime.memory_checks import fit_nodes, known_costs
 from ray_snake.runtime.messages import BlockTable, NodeSpec
 from ray_snake.runtime.model_checks import ModelChecks, model_checks
 from ray_snake.runtime.placement import NodeGroup, group_nodes
@@ -241,14 +242,14 @@ class SnakeTrainer:
                     there = on_cluster(config.nodes, present)
                     specs = check_nodes(checks.classes, muster.sources, there)
                 check_settings(config, specs)
-                if config.snake.adapt:
-                    costs = checks.costs(specs[0].sample_shape, specs[0].integer_inputs)
-                    blocks = replace(blocks, costs=costs)
+                costs = known_costs(config, specs[0], checks.costs)
+            nodes = fit_nodes(config, muster.first_specs(specs), costs, self._recipe.strategy)
+            blocks = replace(blocks, costs=costs if config.snake.adapt else ())
             # From here on the run leaves a folder behind; all that can be checked was.
             if not self._resume:
                 custom = self._recipe.function is not None
                 RunFolder.create(storage, config, names, custom_model=custom)
-            nodes, groups = muster.first_specs(specs), muster.first_groups(present)
+            groups = muster.first_groups(present)
             return storage, self._drive(blocks, nodes, evaluation, storage, groups, tell)
 
     def _drive(

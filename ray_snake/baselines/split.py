@@ -56,6 +56,12 @@ class Split(Strategy):
                 f"{config.training.precision!r} is for networks in one place",
                 'set it to "fp32"',
             )
+        if config.training.micro_batch is not None:
+            raise ConfigError(
+                "training.micro_batch",
+                f"{config.training.micro_batch!r} is for networks in one place",
+                'set it to "none", or lower training.batch_size',
+            )
         if config.codec.name != "none":
             raise ConfigError(
                 "codec.name",

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from ray_snake.cli.options import config_argument, set_option
 from ray_snake.config import SnakeConfig
+from ray_snake.planning.memory import rows_at_once
 from ray_snake.planning.span import Visit
 from ray_snake.telemetry.format import format_bytes, format_seconds
 
@@ -42,7 +43,8 @@ def plan(config: Path, settings: tuple[str, ...], shown_trips: int) -> None:
     blocks = _table("Blocks", "block", "name", "weights", "forward/sample", "saved/sample")
     visits = _table(
         f"The first of {loaded.snake.trips} trips",
-        *("visit", "trip", "node", "span", "trains", "rows", "time", "memory", "pulls", "why"),
+        *("visit", "trip", "node", "span", "trains", "rows", "at once", "frozen"),
+        *("time", "memory", "pulls", "why"),
     )
     for index, one in enumerate(found.blocks):
         blocks.add_row(
@@ -53,6 +55,7 @@ def plan(config: Path, settings: tuple[str, ...], shown_trips: int) -> None:
             format_bytes(one.saved_bytes),
         )
     for row in found.visits:
+        training = found.training[row.visit.node]
         visits.add_row(
             str(row.visit.number),
             str(row.visit.trip),
@@ -60,6 +63,8 @@ def plan(config: Path, settings: tuple[str, ...], shown_trips: int) -> None:
             str(row.visit.span),
             _ranges(row.visit.trained),
             str(nodes[row.visit.node].samples),
+            str(rows_at_once(training, nodes[row.visit.node].samples)[0]),
+            training.residency,
             format_seconds(row.cost.seconds),
             format_bytes(row.cost.private_bytes),
             format_bytes(row.bytes_pulled),
@@ -86,7 +91,7 @@ def _reason(visit: Visit, config: SnakeConfig) -> str:
 def _table(title: str, *headings: str) -> Table:
     table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, title_justify="left")
     for heading in headings:
-        text = heading in ("name", "node", "span", "trains", "why")
+        text = heading in ("name", "node", "span", "trains", "frozen", "why")
         table.add_column(heading, justify="left" if text else "right", no_wrap=True)
     return table
 

@@ -50,7 +50,11 @@ class NodesConfig(Section):
         description="GPU share a node reserves; the share is enforced at the allocator. `auto` "
         "divides the cluster's GPUs evenly over the actors.",
     )
-    memory_bytes: NonNegativeInt = Field(default=0, description="Heap memory a node reserves.")
+    memory_bytes: NonNegativeInt = Field(
+        default=0,
+        description="Heap memory a node reserves. What a visit takes of it is predicted, and a run "
+        "whose visits don't fit is refused; see `training.micro_batch`. 0: no limit.",
+    )
     labels: dict[str, str] = Field(
         default_factory=dict,
         description="Ray label selector of the machines that may host the nodes, such as "

@@ -143,6 +143,9 @@ class AdaptationConfig(Section):
     )
 
 
+MicroBatch = Annotated[PositiveInt | Literal["auto"] | None, BeforeValidator(none_if_named)]
+
+
 class TrainingConfig(Section):
     """How a node trains a span during one visit."""
 
@@ -182,6 +185,25 @@ class TrainingConfig(Section):
         description="What frozen blocks behind a trained one keep for the backward pass. `eager`: "
         "what torch keeps. `recompute`: their input alone; they run again then, to the same bits. "
         "`lean`: the least that the gradient of their input needs, to the same up to rounding.",
+    )
+    residency: Literal["resident", "stream"] = Field(
+        default="resident",
+        description="Where frozen blocks are during a visit. `resident`: all in memory. `stream`: "
+        "one at a time. Those before the span compute once, each over all rows before the next; "
+        "those behind it come in for each step, forward and backward, and run again there "
+        "whatever `suffix` says.",
+    )
+    frozen_dtype: Literal["model", "float32", "bfloat16"] = Field(
+        default="model",
+        description="In which precision frozen blocks are held and compute; `model`: as they are. "
+        "Trained ones stay as they are.",
+    )
+    micro_batch: MicroBatch = Field(
+        default=None,
+        description="Rows that go through the network at once. The gradients of a batch's parts "
+        "add up to the batch's, but for batch norms that train: each part has its own statistics. "
+        "`auto`: as many as `nodes.memory_bytes` bears; where one is too many, frozen blocks "
+        "`stream` too. None: the whole batch.",
     )
     cache_bytes: NonNegativeInt = Field(
         default=2**28,

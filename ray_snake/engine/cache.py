@@ -31,7 +31,9 @@ class PrefixCache:
 
     def append(self, outputs: Tensor) -> None:
         """Add the prefix's outputs for the next rows, (n, ...)."""
-        store = self._allocate(outputs) if self._store is None else self._store
+        store = self._store
+        if store is None or (store.shape[1:], store.dtype) != (outputs.shape[1:], outputs.dtype):
+            store = self._allocate(outputs)
         store[self._filled : self._filled + len(outputs)] = outputs.detach()
         self._filled += len(outputs)
 
@@ -41,11 +43,24 @@ class PrefixCache:
             raise RuntimeError("the prefix cache is empty; append before you gather")
         return self._store[torch.from_numpy(rows).to(self._store.device)].to(device)
 
+    def part(self, start: int, stop: int, device: torch.device) -> Tensor:
+        """Return the outputs for rows [start, stop), on `device`: a view where it is there."""
+        if self._store is None:
+            raise RuntimeError("the prefix cache is empty; append before you read")
+        return self._store[start:stop].to(device)
+
+    def restart(self) -> None:
+        """Begin again with the first row, in the same memory where the outputs' shape allows."""
+        self._filled = 0
+
     def close(self) -> None:
         """Let go of the memory or the file."""
         self._store = None
 
     def _allocate(self, first: Tensor) -> Tensor:
+        if self._filled:
+            raise ValueError("the prefix's outputs changed their shape or dtype between two rows")
+        self._store = None
         shape = (self._rows, *first.shape[1:])
         size = self._rows * first[0].numel() * first.element_size()
         if size <= self._limit:

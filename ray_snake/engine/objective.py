@@ -41,6 +41,13 @@ def correct(outputs: Tensor, targets: Tensor) -> tuple[int, int]:
     return right, targets.numel() if targets.ndim == 1 else int((targets != IGNORED).sum())
 
 
+def counted(targets: Tensor) -> int:
+    """Return how much a mean loss is the mean of: rows, or real positions of sequences."""
+    if is_language_modelling(targets):
+        return int((targets != IGNORED).sum())
+    return len(targets)
+
+
 def is_classification(targets: Tensor) -> bool:
     """Return whether targets are class numbers (an integer dtype)."""
     return not targets.is_floating_point()

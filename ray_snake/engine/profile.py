@@ -17,6 +17,7 @@ from ray_snake.engine.lean import lean_run
 from ray_snake.engine.stack import BlockStack
 from ray_snake.engine.visit import computing
 from ray_snake.planning.cost import BlockCost
+from ray_snake.planning.memory import rows_at_once
 
 REPEATS = 3
 """How often each block is timed, after once to warm up."""
@@ -58,28 +59,42 @@ def profile_blocks(
             counter = FlopCounterMode(display=False)
             with counter, saved_tensors_hooks(saved.pack, _unpack):
                 y = block(x if integer_inputs and index == 0 else x.detach().requires_grad_())
-            lean_bytes, lean_flops = 0, 0.0
+            frozen_bytes, lean_bytes, lean_flops = 0, 0, 0.0
             if y.is_floating_point() and x.is_floating_point():
+                block.requires_grad_(False)
+                frozen_saved = _SavedBytes([*needed.parameters(), *needed.buffers()])
+                with saved_tensors_hooks(frozen_saved.pack, _unpack):
+                    block(x.detach().requires_grad_())
+                frozen_bytes = frozen_saved.total
                 lean_saved = _SavedBytes([*needed.parameters(), *needed.buffers()])
                 lean_bytes, lean_flops = _profile_lean(
                     block, x, lean_saved, counter.get_total_flops()
                 )
         weights = skeleton.tensors(index).values()
+        largest = max(weights, key=_bytes, default=None)
         flops += counter.get_total_flops()
         costs.append(
             BlockCost(
                 name=name,
-                weight_bytes=sum(one.numel() * one.element_size() for one in weights),
+                weight_bytes=sum(map(_bytes, weights)),
+                value_bytes=4 if largest is None else largest.element_size(),
+                largest_bytes=0 if largest is None else _bytes(largest),
+                reads=tuple(sorted(skeleton.reads[index])),
                 forward_flops=counter.get_total_flops() / batch,
                 saved_bytes=saved.total // batch,
                 input_bytes=x.numel() * x.element_size() // batch,
                 output_bytes=y.numel() * y.element_size() // batch,
+                frozen_bytes=frozen_bytes // batch,
                 lean_bytes=lean_bytes // batch,
                 lean_flops=lean_flops / batch,
             )
         )
         x = y.detach()
     return costs, flops / max(seconds, 1e-9)
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
 def _profile_lean(
@@ -113,14 +128,15 @@ def time_blocks(
         costs: What is known of its blocks: `profile_blocks`.
         sample_shape: Shape of one input.
         integer_inputs: Whether inputs are int64 rather than float32.
-        training: Batch size and precision.
+        training: Size of a batch or of its parts, and precision.
         threads: How many threads torch may use, as on a node.
 
     Returns:
         The costs with seconds for one sample: the least of `REPEATS` batches each.
     """
     dtype = torch.int64 if integer_inputs else torch.float32
-    x = torch.zeros((training.batch_size, *sample_shape), dtype=dtype)
+    rows, _ = rows_at_once(training, training.batch_size)
+    x = torch.zeros((rows, *sample_shape), dtype=dtype)
     timed = []
     skeleton.eval()
     former = torch.get_num_threads()
@@ -129,7 +145,6 @@ def time_blocks(
         for index, cost in enumerate(costs):
             with made_up(skeleton, index, _drawn) as block, computing(training, x.device):
                 forward, frozen, trained, x = _time_block(block, x)
-            rows = training.batch_size
             timed.append(
                 replace(
                     cost,

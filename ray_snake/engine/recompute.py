@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -19,3 +20,8 @@ def run_again(work: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """
     y: Tensor = checkpoint(work, x, use_reentrant=False, preserve_rng_state=False)
     return y
+
+
+def flows_to(x: Tensor) -> bool:
+    """Return whether a backward pass will ask for the gradient of `x`."""
+    return torch.is_grad_enabled() and x.requires_grad

@@ -35,6 +35,15 @@ def in_order(rows: int, batch_size: int) -> Iterator[Rows]:
         yield np.arange(start, min(start + batch_size, rows), dtype=np.int64)
 
 
+def pieces(rows: Rows, size: int | None) -> list[Rows]:
+    """Return row numbers (n,) in pieces of at most `size`, in order; none: in one piece.
+
+    They differ by one row at most, so that none is alone where others have many.
+    """
+    count = 1 if size is None else -(-len(rows) // size)
+    return np.array_split(rows, count)
+
+
 class Subset:
     """Some rows of a shard, as if there were no others.
 

@@ -129,13 +129,10 @@ class BlockStack(nn.Module):
     def forward(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
         """Run blocks [start, stop) on `x`, the output of block start-1; by default to the end.
 
-        Where gradients flow to their input, blocks that have an entry in `runs` are run by it.
+        Blocks that have an entry in `runs` are run by it.
         """
         for index in range(start, len(self.blocks) if stop is None else stop):
-            if index in self.runs and torch.is_grad_enabled() and x.requires_grad:
-                x = self.runs[index](x)
-            else:
-                x = self.blocks[index](x)
+            x = self.runs.get(index, self.blocks[index])(x)
         return x
 
     def tensors(self, block: int) -> dict[str, Tensor]:

@@ -6,8 +6,10 @@ from collections.abc import Collection
 from functools import partial
 from typing import Literal
 
+from torch import Tensor
+
 from ray_snake.engine.lean import lean_run
-from ray_snake.engine.recompute import run_again
+from ray_snake.engine.recompute import flows_to, run_again
 from ray_snake.engine.stack import BlockRun, BlockStack
 
 
@@ -23,7 +25,22 @@ def suffix_runs(
     """
     frozen = {index: block for index, block in enumerate(stack.blocks) if index not in trained}
     if suffix == "recompute":
-        return {index: partial(run_again, block) for index, block in frozen.items()}
+        return {
+            index: where_gradients_flow(partial(run_again, block), otherwise=block)
+            for index, block in frozen.items()
+        }
     if suffix == "lean":
-        return {index: lean_run(block) for index, block in frozen.items()}
+        return {
+            index: where_gradients_flow(lean_run(block), otherwise=block)
+            for index, block in frozen.items()
+        }
     return {}
+
+
+def where_gradients_flow(run: BlockRun, *, otherwise: BlockRun) -> BlockRun:
+    """Return what runs a block one way where gradients flow to its input, and else another."""
+
+    def choose(x: Tensor) -> Tensor:
+        return run(x) if flows_to(x) else otherwise(x)
+
+    return choose

@@ -54,6 +54,7 @@ class TrainedBlocks:
         self._weights = [weight for block in trained for weight in stack.blocks[block].parameters()]
         self._arrived = [weight.detach() for weight in self._weights] if keeps_arrived else []
         self._optimizer = make_optimizer(self._weights, training, learning_rate)
+        self._optimizer.zero_grad()
         self._take_up(carried or {})
         self._gradient_norms = torch.zeros((), device=device)
 
@@ -95,16 +96,33 @@ class TrainedBlocks:
         Raises:
             ModelError: If a block wrote to its weights where it should only read them.
         """
-        self._optimizer.zero_grad()
+        self.accumulate(output, gradient)
+        self.update()
+
+    def accumulate(self, output: Tensor, gradient: Tensor | None = None) -> None:
+        """Backpropagate, and add to the gradients of the step to come; see `step`."""
         torch.autograd.backward(output, gradient)
         if not self._checked:
             _check_only_read(self._borrowed)
             self._checked = True
+
+    def update(self, divisor: float = 1.0) -> None:
+        """Clip what was accumulated, and take one optimizer step.
+
+        Args:
+            divisor: Of the gradients, before they are clipped.
+        """
+        if divisor != 1:
+            for weight in self._weights:
+                if weight.grad is not None:
+                    weight.grad /= divisor
         if self._training.clip_norm is not None:
             self._gradient_norms += torch.nn.utils.clip_grad_norm_(
                 self._weights, self._training.clip_norm
             )
         self._optimizer.step()
+        # At once: the next forward pass has better use for the memory.
+        self._optimizer.zero_grad()
 
     def are_finite(self) -> bool:
         """Return whether all weights and buffers are finite numbers."""

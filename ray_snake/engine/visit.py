@@ -7,6 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import torch
@@ -14,19 +15,11 @@ from torch import Tensor
 
 from ray_snake.config import AugmentationConfig, TrainingConfig
 from ray_snake.engine.augment import Augmentation
-from ray_snake.engine.cache import PrefixCache
-from ray_snake.engine.objective import Objective, correct, is_classification
-from ray_snake.engine.samples import (
-    Rows,
-    Samples,
-    drawn,
-    in_order,
-    load_batch,
-    shuffled,
-)
+from ray_snake.engine.features import Features
+from ray_snake.engine.objective import Objective, correct, counted, is_classification
+from ray_snake.engine.residency import FrozenBlocks
+from ray_snake.engine.samples import Rows, Samples, drawn, pieces, shuffled
 from ray_snake.engine.stack import BlockStack
-from ray_snake.engine.suffix import suffix_runs
-from ray_snake.engine.teacher import Kept
 from ray_snake.engine.trained import Carried, TrainedBlocks
 from ray_snake.planning.cost import batches_per_epoch, total_steps
 from ray_snake.seeds import derive_seed
@@ -113,9 +106,10 @@ def train_visit(
     evaluation mode, so their statistics never drift and their outputs never vary.
 
     Args:
-        stack: The network, loaded, on `device`; its tensors may be read-only memory. On return
-            its trained blocks hold new, private tensors, but for weights that no gradient
-            reached; those that arrived were not written to.
+        stack: The network, loaded, on `device`; its frozen blocks may lie in the CPU's memory
+            where `residency.brings_in` says so. Its tensors may be read-only memory. On return its
+            trained blocks hold new, private tensors, but for weights that no gradient reached;
+            those that arrived were not written to.
         samples: The shard.
         trained: Numbers of the blocks to train.
         learning_rate: Of every step of the visit.
@@ -152,44 +146,44 @@ def train_visit(
     control.steps = total_steps(len(samples), training)
     samples = visit_samples(samples, training, seed)
     meter = TrainingMeter()
-    last = len(stack) - 1
+    frozen = FrozenBlocks(stack, trained, training=training, device=device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         started = time.perf_counter()
-        with computing(training, device):
-            features = _Features(
+        with frozen, ExitStack() as held:
+            with computing(training, device):
+                features = Features(
+                    stack,
+                    samples,
+                    first=min(trained),
+                    training=training,
+                    objective=objective,
+                    augmentation=Augmentation(
+                        augmentation or AugmentationConfig(),
+                        rows=len(samples),
+                        passes=passes_over(len(samples), training),
+                        seed=seed,
+                    ),
+                    passes=passes_over(len(samples), training),
+                    frozen=frozen,
+                    device=device,
+                )
+            held.callback(features.close)
+            stack.freeze_all_but(trained, fix_norms=fix_norms)
+            step = _Step(
                 stack,
-                samples,
-                first=min(trained),
+                features,
+                blocks,
                 training=training,
                 objective=objective,
-                augmentation=Augmentation(
-                    augmentation or AugmentationConfig(),
-                    rows=len(samples),
-                    passes=passes_over(len(samples), training),
-                    seed=seed,
-                ),
+                proximal=proximal,
                 device=device,
             )
-        stack.freeze_all_but(trained, fix_norms=fix_norms)
-        stack.runs = suffix_runs(stack, trained, training.suffix)
-        try:
             for epoch, rows in visit_batches(len(samples), training, seed):
                 if control.ends_early():
                     break
-                with computing(training, device):
-                    inputs, targets, kept = features.batch(rows, epoch)
-                    hidden = stack(inputs, features.first, last)
-                    outputs = stack(hidden, last)
-                    loss = objective(outputs, targets, kept, hidden)
-                if proximal > 0:
-                    loss = loss + proximal / 2 * blocks.squared_distance()
-                blocks.step(loss)
-                meter.add(epoch, judge_batch(loss.detach(), outputs.detach(), targets))
+                meter.add(epoch, step.take(rows, epoch))
                 control.step, control.loss = meter.steps, meter.loss
-        finally:
-            features.close()
-            stack.runs = {}
     seconds = time.perf_counter() - started
     finite, change = blocks.result(measure_update=measure_update)
     if carried is not None:
@@ -240,85 +234,79 @@ def visit_batches(rows: int, training: TrainingConfig, seed: int) -> Iterator[tu
     return itertools.islice(every, total_steps(rows, training))
 
 
-class _Features:
-    """What reaches the first trained block, batch by batch, with targets and what a teacher kept.
+class _Step:
+    """An optimizer step on a batch, which goes through the network in one or several parts.
 
-    With several passes over the rows ahead, the prefix's outputs and the targets are kept from
-    the first one; what the teacher kept is always at hand. There is one entry for each row as it is
-    in each draw of the augmentation.
+    Args:
+        stack: The network.
+        features: What reaches the first trained block.
+        blocks: The blocks that train.
+        training: Size of the parts, and precision.
+        objective: The loss of a part, a mean over what counts in it.
+        proximal: Weight of the squared distance from the weights that arrived.
+        device: Where to compute.
     """
 
     def __init__(
         self,
         stack: BlockStack,
-        samples: Samples,
+        features: Features,
+        blocks: TrainedBlocks,
         *,
-        first: int,
         training: TrainingConfig,
         objective: Objective,
-        augmentation: Augmentation,
+        proximal: float,
         device: torch.device,
     ) -> None:
-        self.first = first
         self._stack = stack
-        self._samples = samples
-        self._augmentation = augmentation
-        self._device = device
-        self._cache: PrefixCache | None = None
-        self._targets: Tensor | None = None
+        self._features = features
+        self._blocks = blocks
+        self._training = training
+        self._size = micro_batch_size(training)
         self._objective = objective
-        self._kept: Kept | None = None
-        again = passes_over(len(samples), training) > augmentation.draws
-        if first > 0 and (objective.needs_teacher or again):
-            entries = len(samples) * augmentation.draws
-            self._cache = PrefixCache(entries, limit_bytes=training.cache_bytes)
-        if self._cache is not None or objective.needs_teacher:
-            self._first_pass(training.batch_size)
+        self._proximal = proximal
+        self._device = device
 
-    def batch(self, rows: Rows, epoch: int) -> tuple[Tensor, Tensor, Kept | None]:
-        """Return (features, targets, what the teacher kept or none) of the rows in an epoch."""
-        draw = epoch % self._augmentation.draws
-        entries = draw * len(self._samples) + rows
-        kept = None
-        if self._kept is not None:
-            index = torch.from_numpy(entries).to(self._device)
-            kept = tuple(one[index] for one in self._kept)
-        if self._cache is not None and self._targets is not None:
-            targets = self._targets[torch.from_numpy(rows).to(self._device)]
-            return self._cache.gather(entries, self._device), targets, kept
-        inputs, targets = self._load(rows, draw)
-        with torch.no_grad():
-            features = self._stack(inputs, 0, self.first)
-        return features, targets, kept
+    def take(self, rows: Rows, epoch: int) -> BatchResult:
+        """Take the step on some rows of an epoch."""
+        parts = pieces(rows, self._size)
+        if len(parts) == 1:
+            loss, result = self._loss(rows, epoch)
+            if self._proximal > 0:
+                loss = loss + self._proximal / 2 * self._blocks.squared_distance()
+            self._blocks.step(loss)
+            return result
+        results = []
+        total = 0
+        for part in parts:
+            loss, result = self._loss(part, epoch)
+            results.append(result)
+            if result.counted:
+                # A part's loss is a mean over what counts in it, and a batch's over all of that.
+                self._blocks.accumulate(loss * result.counted)
+                total += result.counted
+            del loss
+        if self._proximal > 0:
+            distance = self._proximal / 2 * self._blocks.squared_distance()
+            self._blocks.accumulate(distance * total)
+        self._blocks.update(divisor=max(total, 1))
+        return joined(results)
 
-    def close(self) -> None:
-        if self._cache is not None:
-            self._cache.close()
-
-    def _load(self, rows: Rows, draw: int) -> tuple[Tensor, Tensor]:
-        inputs, targets = load_batch(self._samples, rows, self._device)
-        return self._augmentation(inputs, rows, draw), targets
-
-    @torch.no_grad()
-    def _first_pass(self, batch_size: int) -> None:
-        self._stack.eval()
+    def _loss(self, rows: Rows, epoch: int) -> tuple[Tensor, BatchResult]:
+        """Return the loss of some rows, and their scalars."""
         last = len(self._stack) - 1
-        targets, kept = [], []
-        for draw in range(self._augmentation.draws):
-            for rows in in_order(len(self._samples), batch_size):
-                inputs, batch_targets = self._load(rows, draw)
-                features = self._stack(inputs, 0, self.first)
-                if draw == 0:
-                    targets.append(batch_targets)
-                if self._cache is not None:
-                    self._cache.append(features)
-                if self._objective.needs_teacher:
-                    hidden = self._stack(features, self.first, last)
-                    outputs = self._stack(hidden, last)
-                    kept.append(self._objective.teacher.keep(hidden, outputs))
-        self._targets = torch.cat(targets)
-        if kept:
-            self._kept = tuple(torch.cat(parts) for parts in zip(*kept, strict=True))
+        with computing(self._training, self._device):
+            inputs, targets, kept = self._features.batch(rows, epoch)
+            hidden = self._stack(inputs, self._features.first, last)
+            outputs = self._stack(hidden, last)
+            loss = self._objective(outputs, targets, kept, hidden)
+        # Outputs end here: with many classes they are the largest of all activations.
+        return loss, judge_batch(loss.detach(), outputs.detach(), targets)
+
+
+def micro_batch_size(training: TrainingConfig) -> int | None:
+    """Return the rows that go through the network at once; none: a whole batch."""
+    return None if training.micro_batch == "auto" else training.micro_batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -330,18 +318,39 @@ class BatchResult:
         loss: Its loss, a mean over them.
         right: Classes that are right; 0 without classes.
         judged: Classes that there are; 0 without classes.
+        counted: What the loss is a mean over.
     """
 
     samples: int
     loss: float
     right: int
     judged: int
+    counted: int = 0
+
+
+def joined(parts: Sequence[BatchResult]) -> BatchResult:
+    """Return the scalars of a batch from those of its parts."""
+    real = [one for one in parts if one.counted]
+    total = sum(one.counted for one in real)
+    return BatchResult(
+        samples=sum(one.samples for one in parts),
+        loss=sum(one.loss * one.counted for one in real) / total if total else math.nan,
+        right=sum(one.right for one in parts),
+        judged=sum(one.judged for one in parts),
+        counted=total,
+    )
 
 
 def judge_batch(loss: Tensor, outputs: Tensor, targets: Tensor) -> BatchResult:
     """Return the scalars of a batch from its loss, the network's outputs and the targets."""
     right, judged = correct(outputs, targets) if is_classification(targets) else (0, 0)
-    return BatchResult(samples=len(targets), loss=float(loss), right=right, judged=judged)
+    return BatchResult(
+        samples=len(targets),
+        loss=float(loss),
+        right=right,
+        judged=judged,
+        counted=counted(targets),
+    )
 
 
 class TrainingMeter:

@@ -11,6 +11,7 @@ last block alone, and send the widest weight of the network along with every suc
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -36,5 +37,13 @@ class TiedLinear(nn.Module):
         self.register_parameter("bias", bias)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Take features (..., width) to one score for each token, (..., tokens)."""
-        return F.linear(features, self.reads[0].weight, self.bias)
+        """Take features (..., width) to one score for each token, (..., tokens).
+
+        Scores have the weight's dtype: of a frozen embedding in bfloat16 no copy is made.
+        """
+        weight: Tensor = self.reads[0].weight
+        bias: Tensor | None = self.bias
+        if features.dtype != weight.dtype and not torch.is_autocast_enabled(features.device.type):
+            features = features.to(weight.dtype)
+            bias = None if bias is None else bias.to(weight.dtype)
+        return F.linear(features, weight, bias)

@@ -10,7 +10,7 @@ import statistics
 from collections import deque
 from dataclasses import dataclass, replace
 
-from ray_snake.config import SnakeConfig
+from ray_snake.config import SnakeConfig, TrainingConfig
 from ray_snake.planning.cost import BlockCost, VisitCost, VisitModel, total_steps
 from ray_snake.planning.span import Visit
 
@@ -31,10 +31,15 @@ class Facts:
     Attributes:
         rows: Rows of each node's shard, by number, of those that left too.
         costs: What each block costs, measured on one machine for a single sample.
+        training: How each node trains, where that is not as the settings say; else empty.
+        limits: Bytes of memory that each node has, 0 where it has no limit; empty: as
+            `nodes.memory_bytes` says.
     """
 
     rows: tuple[int, ...]
     costs: tuple[BlockCost, ...]
+    training: tuple[TrainingConfig | None, ...] = ()
+    limits: tuple[int, ...] = ()
 
     @property
     def flops_per_second(self) -> float:
@@ -149,7 +154,9 @@ class Outlook:
         self._last: int | None = None
         self._free_bytes: list[int | None] = [None] * nodes
         self._models: dict[tuple[tuple[int, ...], int | None], _Model] = {}
-        self._memory_bytes = config.nodes.memory_bytes
+        self._training = list(facts.training) or [None] * nodes
+        self._fitted: dict[tuple[tuple[int, ...], int | None, TrainingConfig], VisitModel] = {}
+        self._limits = list(facts.limits) or [config.nodes.memory_bytes] * nodes
         self._full_steps = [total_steps(rows, config.training) for rows in facts.rows]
         self.members = list(range(nodes))
         """The nodes that take part, ascending."""
@@ -166,6 +173,8 @@ class Outlook:
         self._overheads.append(Ratio())
         self._rates.append(deque(maxlen=RATES_KEPT))
         self._free_bytes.append(None)
+        self._training.append(None)
+        self._limits.append(self._config.nodes.memory_bytes)
         self._full_steps.append(total_steps(rows, self._config.training))
 
     def leave(self, node: int) -> None:
@@ -204,7 +213,7 @@ class Outlook:
     def cost(self, visit: Visit, node: int) -> VisitCost:
         """Return the cost of a visit if it were to `node`, where the blocks were measured."""
         steps = visit.steps or self.full_steps(node)
-        return self._model(visit).visits.predict(rows=self._rows[node], steps=steps)
+        return self._on_node(visit, node).predict(rows=self._rows[node], steps=steps)
 
     def seconds(self, visit: Visit, node: int) -> float:
         """Return the seconds that a visit would take `node`, from sending it to its end.
@@ -308,7 +317,7 @@ class Outlook:
 
     def room(self, node: int) -> int | None:
         """Return the bytes that a visit may take of a node's memory; none if nothing is known."""
-        limit, free = self._memory_bytes, self._free_bytes[node]
+        limit, free = self._limits[node], self._free_bytes[node]
         return min(limit, free) if limit and free else (limit or free or None)
 
     def has_room(self, visit: Visit, node: int) -> bool:
@@ -316,19 +325,32 @@ class Outlook:
         room = self.room(node)
         return room is None or self.cost(visit, node).private_bytes <= room
 
+    def _on_node(self, visit: Visit, node: int) -> VisitModel:
+        """Return what predicts a visit as a node trains: what it takes besides time may differ."""
+        training = self._training[node]
+        if training is None:
+            return self._model(visit).visits
+        key = (visit.trained, visit.cut, training)
+        if key not in self._fitted:
+            self._fitted[key] = self._visit_model(visit, training)
+        return self._fitted[key]
+
     def _model(self, visit: Visit) -> _Model:
         key = (visit.trained, visit.cut)
         model = self._models.get(key)
         if model is None:
-            visits = VisitModel(
-                visit,
-                self.facts.costs,
-                training=self._config.training,
-                loss=self._config.loss,
-                augmentation=self._config.augmentation,
-            )
+            visits = self._visit_model(visit, self._config.training)
             model = self._models[key] = _Model(visits)
         return model
+
+    def _visit_model(self, visit: Visit, training: TrainingConfig) -> VisitModel:
+        return VisitModel(
+            visit,
+            self.facts.costs,
+            training=training,
+            loss=self._config.loss,
+            augmentation=self._config.augmentation,
+        )
 
     def _find_middling(self) -> tuple[float, float]:
         """Return pace and overhead of a middling node, of those seen so far."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from ray_snake.config import DataConfig, SnakeConfig
+from ray_snake.config import DataConfig, SnakeConfig, TrainingConfig
 from ray_snake.data import ShardSource
+from ray_snake.planning.outlook import Facts
 from ray_snake.runtime.journal import JoinRecord, JournalRecord, LeaveRecord
 from ray_snake.runtime.messages import NodeSpec
 from ray_snake.runtime.placement import NodeGroup, request_of
@@ -19,10 +20,20 @@ class Crew:
     Attributes:
         names: Their names, of those that left too.
         rows: Rows of each node's shard.
+        training: How each node that the run started with trains, where that is not as the settings
+            say; empty: none is known.
+        limits: Bytes of memory of each of these, 0 without a limit; likewise.
     """
 
     names: list[str]
     rows: list[int]
+    training: tuple[TrainingConfig | None, ...] = ()
+    limits: tuple[int, ...] = ()
+
+    def facts(self) -> Facts:
+        """Return what is known of the nodes now, without costs of blocks."""
+        rows = tuple(self.rows)
+        return Facts(rows=rows, costs=(), training=self.training, limits=self.limits)
 
 
 def joining(uri: str, name: str | None, data: DataConfig, *, index: int) -> ShardSource:

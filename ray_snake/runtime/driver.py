@@ -10,14 +10,13 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from ray_snake.config import SnakeConfig
 from ray_snake.errors import NodeFailedError, SnakeError, VisitFailedError
 from ray_snake.layers.ledger import Ledger, Parcel
 from ray_snake.planning.anchor import Anchors
-from ray_snake.planning.outlook import Facts
 from ray_snake.planning.span import Visit
 from ray_snake.planning.strategy import Strategy, make_strategy
 from ray_snake.runtime.acceptance import Refuse, judge_visit
@@ -81,7 +80,7 @@ class Driver:
         self.state: State = Starting()
         self._config = config
         self._names = crew.names
-        self._rows = tuple(crew.rows)
+        self._facts = crew.facts()
         self._blocks = blocks
         self._storage = storage
         self._engine = engine
@@ -147,13 +146,13 @@ class Driver:
         self._journal = journal = await asyncio.to_thread(Journal, self._storage)
         self._strategy = make_strategy(
             self._config,
-            nodes=len(self._rows),
+            nodes=len(self._facts.rows),
             blocks=len(self._blocks.names),
             kind=self._strategy_kind,
         )
         costs = journal.costs or self._blocks.costs
         if costs:
-            self._strategy.know(Facts(rows=self._rows, costs=costs))
+            self._strategy.know(replace(self._facts, costs=costs))
         await self._registrar.take_up(journal.changes)
         anchors, self._refused_in_a_row = replay(journal, self._strategy, self._config.codec)
         self._decided = len(journal.visits)
@@ -175,7 +174,7 @@ class Driver:
         if journal.current_blocks():
             await self._evaluate_if_missing()
         else:
-            await self._recorder_or_fail().start(costs, self._rows)
+            await self._recorder_or_fail().start(costs, self._facts.rows)
         await self._recorder_or_fail().traffic(visit=self._decided)
         self._attending = [
             asyncio.create_task(self._again_and_again(one)) for one in (self._look, self._move)

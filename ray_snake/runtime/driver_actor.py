@@ -22,7 +22,7 @@ from ray_snake.runtime.events import Event
 from ray_snake.runtime.launch import RayEngine, RayNodeLauncher, RayServer
 from ray_snake.runtime.messages import BlockTable, NodeSpec
 from ray_snake.runtime.meter import RayMeter
-from ray_snake.runtime.placement import NodeGroup, joining_gpus, joining_request
+from ray_snake.runtime.placement import NodeGroup, asked_bytes, joining_gpus, joining_request
 from ray_snake.runtime.registrar import Registrar
 from ray_snake.runtime.requests import Mailbox
 from ray_snake.runtime.roster import Roster
@@ -112,7 +112,12 @@ def make_driver(
     emit: Callable[[Event], None],
 ) -> Driver:
     """Return a driver whose handles are Ray actors."""
-    crew = Crew(names=[one.name for one in specs], rows=[one.samples for one in specs])
+    crew = Crew(
+        names=[one.name for one in specs],
+        rows=[one.samples for one in specs],
+        training=tuple(one.training for one in specs),
+        limits=tuple(asked_bytes(config.nodes, one.source) for one in specs),
+    )
     server = RayServer(recipe, config.baseline.server_gpus)
     launcher = RayNodeLauncher(specs, config.nodes, recipe, groups, server, reserved)
     roster = Roster(

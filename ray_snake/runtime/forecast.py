@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ray_snake.config import SnakeConfig
+from ray_snake.config import SnakeConfig, TrainingConfig
 from ray_snake.engine.profile import profile_blocks, time_blocks
 from ray_snake.engine.stack import BlockStack
 from ray_snake.layers.codec import encoded_nbytes
 from ray_snake.layers.ledger import Ledger, Parcel
 from ray_snake.planning.anchor import make_anchors
 from ray_snake.planning.cost import BlockCost, VisitCost
+from ray_snake.planning.memory import rows_at_once
 from ray_snake.planning.outlook import Facts
 from ray_snake.planning.span import Visit
 from ray_snake.planning.strategy import make_strategy
 from ray_snake.runtime.journal import DRIVER
+from ray_snake.runtime.memory_checks import fit_nodes
 from ray_snake.runtime.messages import NodeSpec
+from ray_snake.runtime.placement import asked_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +43,14 @@ class Forecast:
 
     Attributes:
         blocks: What each block costs.
+        training: How each node trains.
         visits: The visits of the first trips.
         run_seconds: Training time of all trips, one visit after another.
         flops_per_second: This machine's speed on this network.
     """
 
     blocks: tuple[BlockCost, ...]
+    training: tuple[TrainingConfig, ...]
     visits: tuple[VisitForecast, ...]
     run_seconds: float
     flops_per_second: float
@@ -61,6 +66,9 @@ def forecast(
         stack: The network without weights.
         nodes: The nodes, checked.
         trips: How many trips to list.
+
+    Raises:
+        ConfigError: If there is no way for a node's visits to fit its memory.
     """
     costs = measured_costs(
         config,
@@ -68,7 +76,13 @@ def forecast(
         sample_shape=nodes[0].sample_shape,
         integer_inputs=nodes[0].integer_inputs,
     )
-    facts = Facts(rows=tuple(node.samples for node in nodes), costs=costs)
+    nodes = fit_nodes(config, nodes, costs)
+    facts = Facts(
+        rows=tuple(node.samples for node in nodes),
+        costs=costs,
+        training=tuple(node.training for node in nodes),
+        limits=tuple(asked_bytes(config.nodes, node.source) for node in nodes),
+    )
     strategy = make_strategy(config, nodes=len(nodes), blocks=len(stack))
     outlook = strategy.know(facts)
     shipping = _Shipping(config, stack)
@@ -81,6 +95,7 @@ def forecast(
             listed.append(VisitForecast(visit=visit, cost=cost, bytes_pulled=shipping.visit(visit)))
     return Forecast(
         blocks=costs,
+        training=tuple(node.training or config.training for node in nodes),
         visits=tuple(listed),
         run_seconds=seconds,
         flops_per_second=facts.flops_per_second,
@@ -88,11 +103,26 @@ def forecast(
 
 
 def measured_costs(
-    config: SnakeConfig, stack: BlockStack, *, sample_shape: tuple[int, ...], integer_inputs: bool
+    config: SnakeConfig,
+    stack: BlockStack,
+    *,
+    sample_shape: tuple[int, ...],
+    integer_inputs: bool,
+    timed: bool = True,
 ) -> tuple[BlockCost, ...]:
-    """Return what each block costs, measured on this machine with the nodes' kind of rows."""
-    batch = config.training.batch_size
+    """Return what each block costs, measured on this machine with the nodes' kind of rows.
+
+    Args:
+        config: The run's settings.
+        stack: The network without weights.
+        sample_shape: Shape of one input.
+        integer_inputs: Whether inputs are whole numbers.
+        timed: Whether seconds are asked for; bytes and operations need a single row.
+    """
+    batch = rows_at_once(config.training, config.training.batch_size)[0] if timed else 1
     costs, _ = profile_blocks(stack, sample_shape, integer_inputs=integer_inputs, batch=batch)
+    if not timed:
+        return tuple(costs)
     return time_blocks(
         stack,
         costs,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ray_snake.data import NodeDataset
 from ray_snake.engine.device import free_bytes
+from ray_snake.engine.residency import brings_in
 from ray_snake.engine.split import Exchange, train_front
 from ray_snake.engine.stack import BlockStack
 from ray_snake.engine.visit import VisitControl, VisitOutcome, train_visit
@@ -42,6 +43,7 @@ class LocalManager:
         self, spec: NodeSpec, recipe: Recipe, stack: BlockStack, device: torch.device
     ) -> None:
         self._recipe = recipe
+        self._training = spec.training or recipe.config.training
         self._stack = stack
         self._device = device
         self._held: dict[tuple[int, int], LayerState] = {}
@@ -131,7 +133,7 @@ class LocalManager:
         carried: dict[int, dict[str, Tensor]] | None,
     ) -> VisitOutcome:
         config = self._recipe.config
-        training = config.training
+        training = self._training
         if task.visit.steps is not None:
             training = training.model_copy(update={"steps": task.visit.steps})
         # The decision needs the norm only then; otherwise it is taken behind the next visit.
@@ -212,7 +214,10 @@ class LocalManager:
             # is the node's own.
             delta = deltas.get(block)
             state = self._holding(block, version) if delta is None else self.decode(delta)
-            self._stack.load(block, unpack(state, self._device), trainable=False)
+            # What comes and goes, or changes its precision, waits in the store.
+            waits = block not in task.visit.trained and brings_in(self._training)
+            device = None if waits else self._device
+            self._stack.load(block, unpack(state, device), trainable=False)
 
     def _holding(self, block: int, version: int) -> LayerState:
         state = self._held.get((block, version))

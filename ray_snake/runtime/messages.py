@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ray_snake.config import TrainingConfig
 from ray_snake.data import ShardSource
 from ray_snake.planning.cost import BlockCost
 from ray_snake.planning.span import Visit
@@ -22,6 +23,7 @@ class NodeSpec:
         samples: Rows of the shard.
         classes: How many classes the network tells apart; none without class labels.
         tokens: How many tokens it scores at each position; none unless labels are tokens.
+        training: How it trains so that visits fit its memory; none: as the run's settings say.
     """
 
     source: ShardSource
@@ -30,6 +32,7 @@ class NodeSpec:
     samples: int
     classes: int | None
     tokens: int | None = None
+    training: TrainingConfig | None = None
 
     @property
     def name(self) -> str:

@@ -44,7 +44,9 @@ class ModelChecks(Protocol):
     ) -> Any:  # noqa: ANN401 - what it returns
         """Call a function with a source, given as it is or by number, before other arguments."""
 
-    def costs(self, sample_shape: tuple[int, ...], integer_inputs: bool) -> tuple[BlockCost, ...]:
+    def costs(
+        self, sample_shape: tuple[int, ...], integer_inputs: bool, timed: bool
+    ) -> tuple[BlockCost, ...]:
         """Return what each block costs; see `forecast.measured_costs`."""
 
 
@@ -81,7 +83,9 @@ class ChecksHere:
         found = self._sources[source] if isinstance(source, int) else source
         return function(found, *arguments)
 
-    def costs(self, sample_shape: tuple[int, ...], integer_inputs: bool) -> tuple[BlockCost, ...]:
+    def costs(
+        self, sample_shape: tuple[int, ...], integer_inputs: bool, timed: bool
+    ) -> tuple[BlockCost, ...]:
         """See `ModelChecks`."""
         from ray_snake.runtime.forecast import measured_costs
 
@@ -90,6 +94,7 @@ class ChecksHere:
             self._skeleton(),
             sample_shape=sample_shape,
             integer_inputs=integer_inputs,
+            timed=timed,
         )
 
     def _skeleton(self) -> BlockStack:
@@ -126,9 +131,13 @@ class ChecksApart:
         """See `ModelChecks`."""
         return self._process.call("look", function, source, *arguments)
 
-    def costs(self, sample_shape: tuple[int, ...], integer_inputs: bool) -> tuple[BlockCost, ...]:
+    def costs(
+        self, sample_shape: tuple[int, ...], integer_inputs: bool, timed: bool
+    ) -> tuple[BlockCost, ...]:
         """See `ModelChecks`."""
-        costs: tuple[BlockCost, ...] = self._process.call("costs", sample_shape, integer_inputs)
+        costs: tuple[BlockCost, ...] = self._process.call(
+            "costs", sample_shape, integer_inputs, timed
+        )
         return costs
 
 

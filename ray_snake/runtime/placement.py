@@ -101,6 +101,12 @@ def setting_of(nodes: NodesConfig, source: ShardSource, field: str) -> str:
     return _asked(nodes, source, field)[0]
 
 
+def asked_bytes(nodes: NodesConfig, source: ShardSource) -> int:
+    """Return the memory that a node asks for, in bytes; 0: it has no limit."""
+    found: int = _asked(nodes, source, "memory_bytes")[1]
+    return found
+
+
 def _asked(nodes: NodesConfig, source: ShardSource, field: str) -> tuple[str, Any]:
     """Return the key that decides, and its value."""
     found = f"nodes.{field}", getattr(nodes, field)

@@ -116,6 +116,7 @@ def test_splitfed_is_split_learning_whose_visits_are_averaged():
             "loss.proximal: 0.1 compares with a whole network",
         ),
         ({"codec": {"name": "int8"}}, "codec.name: 'int8' is for blocks that"),
+        ({"training": {"micro_batch": 2}}, "training.micro_batch: 2 is for networks in one place"),
     ],
 )
 def test_split_strategies_refuse_in_one_line_what_they_can_not_do(name, sections, message):

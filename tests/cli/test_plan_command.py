@@ -24,3 +24,37 @@ def test_the_plan_names_blocks_nodes_and_predictions_and_starts_nothing(tmp_path
         assert words in done.stdout
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_that_does_not_fit_a_nodes_memory_says_by_how_much(tmp_path):
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c", "from ray_snake.cli.main import main; main()"),
+            *("plan", str(CONFIG), "--set", "nodes.memory_bytes=100000"),
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "nodes.memory_bytes: 100000 bytes are" in done.stderr
+    assert "too few for digits/train[0]" in done.stderr
+
+
+def test_a_plan_shows_the_rows_at_once_that_a_nodes_memory_bears(tmp_path):
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c", "from ray_snake.cli.main import main; main()"),
+            *("plan", str(CONFIG), "--trips", "1", "--set", "nodes.memory_bytes=700000"),
+            *("--set", "training.micro_batch=auto"),
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    rows = [line.split() for line in done.stdout.splitlines() if "digits/train[0]" in line]
+    assert int(rows[0][7]) < 16

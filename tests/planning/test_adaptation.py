@@ -146,6 +146,28 @@ def test_a_node_gets_no_span_that_it_has_no_room_for():
     assert len(visits) == 24 * 8
 
 
+def test_a_node_with_a_limit_of_its_own_gets_no_span_beyond_it():
+    costs = [snake().outlook.cost(one, 0).private_bytes for one in snake()._places.values()]
+    limit = (costs[-1] + costs[0]) // 2
+    made = snake()
+    made.know(Facts(rows=(320,) * 8, costs=COSTS, limits=(0, limit, *(0,) * 6)))
+    visits = crawl(made, [1.0] * 8)
+    most = [
+        max(made.outlook.cost(one, one.node).private_bytes for one in visits if one.node == node)
+        for node in (0, 1)
+    ]
+    assert most[1] <= limit < most[0]
+
+
+def test_what_a_visit_takes_goes_by_how_its_node_trains():
+    made = snake()
+    parts = made.config.training.model_copy(update={"micro_batch": 4})
+    made.know(Facts(rows=(320,) * 8, costs=COSTS, training=(None, parts, *(None,) * 6)))
+    visit = made.next()
+    whole, in_parts = (made.outlook.cost(visit, node).private_bytes for node in (0, 1))
+    assert in_parts < whole
+
+
 def test_a_machine_that_runs_short_of_memory_is_given_less():
     made = snake(nodes=2)
     first = made.next()

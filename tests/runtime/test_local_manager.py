@@ -124,6 +124,28 @@ def test_reports_what_was_done(node, initial):
     assert report.parcel_bytes == tuple(state.nbytes for state in states)
 
 
+def test_frozen_blocks_that_come_and_go_give_the_same_bits(node, initial):
+    _, states = do(node, make_task(), initial)
+    training = CONFIG.training.model_copy(update={"residency": "stream"})
+    streaming = make_node(config=CONFIG.model_copy(update={"training": training}))
+    _, again = do(streaming, make_task(), initial)
+    assert weights_sha256(again) == weights_sha256(states)
+
+
+def test_a_node_trains_as_its_memory_bears(initial):
+    # The run's settings say whole batches; this node was found to bear four rows at once.
+    recipe = Recipe(config=CONFIG)
+    stack = recipe.skeleton()
+    source = ShardSource(uri=CONFIG.data.source, partition=CONFIG.data.partition, index=2)
+    (spec,) = check_shards(stack, [source])
+    training = CONFIG.training.model_copy(update={"residency": "stream", "micro_batch": 4})
+    manager = LocalManager(replace(spec, training=training), recipe, stack, CPU)
+    rows = set()
+    stack.blocks[1].register_forward_pre_hook(lambda _, args: rows.add(len(args[0])))
+    do(SimpleNamespace(manager=manager), make_task(), initial)
+    assert max(rows) == 4
+
+
 def test_a_limit_to_the_change_has_the_node_measure_it_as_the_engine_would(initial, storage):
     limited = CONFIG.model_copy(update={"acceptance": AcceptanceConfig(max_update_norm=1e3)})
     report, states = do(make_node(config=limited), make_task(), initial)

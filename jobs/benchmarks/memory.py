@@ -1,0 +1,267 @@
+"""Memory of fine-tuning a language model in full, with LoRA, and as a snake's node; and its steps.
+
+A model of SmolLM2-135M's shape with random weights. Every way trains the same rows with AdamW, in
+the same parts of a batch, in a process of its own, from weights in memory-mapped files:
+
+- `full`: all blocks. `lora`: adapters on all linear layers of all layers.
+- `snake_resident`, `snake_stream`: a node's visit to one layer; the dearer of the first and the
+  last one. `snake_*_embedding` is the visit to the embedding, which outweighs several layers.
+- `*_over_*`: of peak bytes. They are the peak of what torch allocates, so the process's own: what
+  a way keeps of frozen weights counts, files do not. `process_peak_bytes` and
+  `process_private_bytes` are of the whole process, with and without its files.
+- `predicted_over_measured`: what `ray-snake plan` says over the peak; of all ways the one that is
+  furthest from 1.
+- `cached_step_over_full_step`: CPU time of a step of forward and backward pass and optimizer on
+  kept outputs of the prefix, over a step of the whole network; mean over all spans, of VGG-11 and
+  of the language model the larger one.
+
+    python jobs/benchmarks/memory.py --json
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from memory_ways import (
+    Shape,
+    Tokens,
+    block_costs,
+    measured,
+    predicted,
+    ways,
+    write_weights,
+)
+from torch import Tensor
+
+from ray_snake.config import TrainingConfig
+from ray_snake.engine.objective import cross_entropy
+from ray_snake.engine.stack import BlockStack
+from ray_snake.engine.trained import TrainedBlocks
+from ray_snake.models.registry import build_model
+
+MIB = 2**20
+SECTIONS = ("memory", "steps")
+TINY = {
+    "builder": "decoder",
+    "layers": 4,
+    "width": 64,
+    "heads": 4,
+    "key_value_heads": 4,
+    "hidden": 192,
+    "vocabulary": 512,
+    "sequence": 16,
+    "batch": 2,
+}
+
+
+@click.command()
+@click.option("--builder", default="huggingface", show_default=True, help="Or decoder.")
+@click.option("--layers", default=30, show_default=True)
+@click.option("--width", default=576, show_default=True)
+@click.option("--heads", default=9, show_default=True)
+@click.option("--key-value-heads", default=3, show_default=True)
+@click.option("--hidden", default=1536, show_default=True)
+@click.option("--vocabulary", default=49_152, show_default=True)
+@click.option("--sequence", default=128, show_default=True, help="Tokens of a row.")
+@click.option("--batch", default=2, show_default=True, help="Rows of a step.")
+@click.option("--micro-batch", default=1, show_default=True, help="Rows at once.")
+@click.option("--frozen-dtype", default="bfloat16", show_default=True, help="Or float32.")
+@click.option("--rank", default=8, show_default=True, help="Of LoRA's adapters.")
+@click.option("--tiny", is_flag=True, help="A decoder that is trained in a second, in its place.")
+@click.option("--only", type=click.Choice(SECTIONS), multiple=True, help="Leave out the others.")
+@click.option("--repeats", default=2, show_default=True, help="Timed steps; the fastest counts.")
+@click.option("--threads", default=1, show_default=True, help="CPU threads.")
+@click.option("--json", "as_json", is_flag=True)
+def main(
+    tiny: bool,
+    only: tuple[str, ...],
+    repeats: int,
+    threads: int,
+    as_json: bool,
+    **options: Any,  # noqa: ANN401 - the fields of a shape
+) -> None:
+    """Measure what each way takes, and what was predicted."""
+    shape = Shape(**{**options, **(TINY if tiny else {})})
+    chosen = only or SECTIONS
+    figures: dict[str, Any] = {"shape": asdict(shape)}
+    if "memory" in chosen:
+        figures |= _memory_figures(shape, threads)
+    if "steps" in chosen:
+        figures |= _step_figures(shape, repeats, threads, pictures=4 if tiny else 32)
+    if as_json:
+        click.echo(json.dumps(figures))
+        return
+    for name, figure in figures.items():
+        click.echo(f"{name}: {figure}")
+
+
+def _memory_figures(shape: Shape, threads: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        _forked(write_weights, shape, folder)
+        found = {way: _forked(measure, shape, folder, way, threads) for way in ways(shape, folder)}
+    costs = _forked(block_costs, shape)
+    peaks = {way: one["peak_bytes"] for way, one in found.items()}
+    for residency in ("resident", "stream"):
+        own = [f"snake_{residency}_{place}" for place in ("first", "last")]
+        peaks[f"snake_{residency}"] = max(peaks[one] for one in own)
+    ratios = {
+        way: predicted_bytes / peaks[way]
+        for way in found
+        if (predicted_bytes := predicted(shape, costs, way)) is not None
+    }
+    stream = peaks["snake_stream"]
+    return {
+        "full_over_snake_stream": round(peaks["full"] / stream, 2),
+        "full_over_snake_resident": round(peaks["full"] / peaks["snake_resident"], 2),
+        "lora_over_snake_stream": round(peaks["lora"] / stream, 2),
+        "lora_checkpointed_over_snake_stream": round(peaks["lora_checkpointed"] / stream, 2),
+        "full_over_snake_stream_embedding": round(
+            peaks["full"] / peaks["snake_stream_embedding"], 2
+        ),
+        "predicted_over_measured": round(_furthest(ratios.values()), 3),
+        "predicted_over_measured_by_way": {way: round(one, 3) for way, one in ratios.items()},
+        "peak_mib": {way: round(one / MIB, 1) for way, one in peaks.items()},
+        "process_peak_mib": {
+            way: round(one["process_peak_bytes"] / MIB, 1) for way, one in found.items()
+        },
+        "process_private_mib": {
+            way: round(one["process_private_bytes"] / MIB, 1) for way, one in found.items()
+        },
+    }
+
+
+def _furthest(ratios: Iterable[float]) -> float:
+    return max(ratios, key=lambda one: abs(math.log(one)))
+
+
+def _forked(function: Callable[..., Any], *arguments: Any) -> Any:  # noqa: ANN401 - what it returns
+    """Return what a function returns in a process of its own, which has imported what this one has.
+
+    This one computes nothing before: threads don't survive a fork.
+    """
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def measure(shape: Shape, folder: Path, way: str, threads: int) -> dict[str, int]:
+    """Go a way twice: once for the process's memory, once for what torch allocates."""
+    torch.set_num_threads(threads)
+    with PrivateMemory() as private:
+        ways(shape, folder)[way]()
+    return {
+        "process_peak_bytes": _status("VmHWM"),
+        "process_private_bytes": private.peak_bytes,
+        "peak_bytes": measured(shape, folder, way),
+    }
+
+
+class PrivateMemory:
+    """The peak of this process's memory that no file stands for, sampled while the context is."""
+
+    INTERVAL_SECONDS = 0.01
+
+    def __init__(self) -> None:
+        self.peak_bytes = 0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def __enter__(self) -> PrivateMemory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._over.wait(self.INTERVAL_SECONDS):
+            self.peak_bytes = max(self.peak_bytes, _status("RssAnon"))
+
+
+def _status(name: str) -> int:
+    """Return a line of Linux's record of this process, in bytes."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    found = next(line for line in lines if line.startswith(f"{name}:"))
+    return int(found.split()[1]) * 1024
+
+
+def _step_figures(shape: Shape, repeats: int, threads: int, *, pictures: int) -> dict[str, Any]:
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    tokens, following = Tokens(shape).batch(np.arange(shape.micro_batch))
+    networks = {
+        "vgg11": (
+            lambda: build_model("vgg11", {"width": 0.5}),
+            torch.randn(pictures, 3, 32, 32),
+            torch.randint(10, (pictures,)),
+        ),
+        "language_model": (shape.build, torch.from_numpy(tokens), torch.from_numpy(following)),
+    }
+    figures: dict[str, Any] = {}
+    for name, (build, inputs, targets) in networks.items():
+        ratios = _span_ratios(BlockStack.build(build), inputs, targets, repeats)
+        figures[f"cached_step_over_full_step_{name}"] = round(sum(ratios) / len(ratios), 3)
+        figures[f"cached_step_over_full_step_{name}_by_span"] = [round(one, 3) for one in ratios]
+    worst = max(figures[f"cached_step_over_full_step_{name}"] for name in networks)
+    return {"cached_step_over_full_step": worst, **figures}
+
+
+def _span_ratios(stack: BlockStack, inputs: Tensor, targets: Tensor, repeats: int) -> list[float]:
+    """Return for spans of one block and the last one: seconds of a step, over a full step's."""
+    last = len(stack) - 1
+    full, seconds = math.inf, [math.inf] * len(stack)
+    # In turn, so that what else the machine does meets all of them.
+    for _ in range(repeats):
+        full = min(full, _seconds(_stepper(stack, range(len(stack)), inputs, targets)))
+        features = inputs
+        for block in range(len(stack)):
+            step = _stepper(stack, sorted({block, last}), features, targets)
+            seconds[block] = min(seconds[block], _seconds(step))
+            with torch.no_grad():
+                features = stack(features, block, block + 1)
+    return [one / full for one in seconds]
+
+
+def _stepper(
+    stack: BlockStack, trained: Sequence[int], features: Tensor, targets: Tensor
+) -> Callable[[], None]:
+    """Return what takes a step on some blocks from what reaches the first of them."""
+    blocks = TrainedBlocks(
+        stack,
+        trained,
+        training=TrainingConfig(optimizer="adamw", weight_decay=0.0),
+        learning_rate=1e-6,
+        keeps_arrived=False,
+        device=torch.device("cpu"),
+    )
+    stack.freeze_all_but(trained)
+
+    def take() -> None:
+        blocks.step(cross_entropy(stack(features, trained[0]), targets))
+
+    return take
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """Return the CPU seconds of a second time: the first one makes what is kept."""
+    work()
+    started = time.process_time()
+    work()
+    return time.process_time() - started
+
+
+if __name__ == "__main__":
+    main()

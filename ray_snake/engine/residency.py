@@ -1,0 +1,172 @@
+"""Where the weights of frozen blocks are during a visit, and in which dtype they compute.
+
+`resident`: all of them are there from the first step to the last one. `stream`: each is brought in
+when it computes and let go of right after, forward, and once more in the backward pass, in which
+it runs again (Chen et al., arXiv 1604.06174). On the CPU bringing in is free where weights compute
+in the dtype in which they arrived: they stay read-only views of a store. Otherwise a cast copy
+exists of the block at work alone.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from ray_snake.config import TrainingConfig
+from ray_snake.engine.device_feed import DeviceFeed
+from ray_snake.engine.recompute import run_again
+from ray_snake.engine.stack import BlockRun, BlockStack
+from ray_snake.engine.suffix import suffix_runs, where_gradients_flow
+
+DTYPES: dict[str, torch.dtype | None] = {
+    "model": None,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+}
+
+
+def brings_in(training: TrainingConfig) -> bool:
+    """Return whether a visit brings frozen blocks to its device itself, in whole or one by one."""
+    return training.residency == "stream" or DTYPES[training.frozen_dtype] is not None
+
+
+class FrozenBlocks:
+    """The frozen blocks of a stack, for as long as the context: it sets how the stack runs.
+
+    Frozen blocks take and give the dtype that `training.frozen_dtype` names, trained ones that of
+    their weights; the network's outputs are float32 where one is named. Gradients flow through the
+    casts. On leaving, frozen blocks have the tensors again that they arrived with.
+
+    Args:
+        stack: The network, loaded. Where `brings_in` says so, its frozen blocks may lie in the
+            CPU's memory, whatever the device.
+        trained: Numbers of the blocks that train; all others are frozen.
+        training: Residency, dtype, and what frozen blocks keep for the backward pass.
+        device: Where to compute.
+
+    Attributes:
+        streams: Whether blocks come and go.
+    """
+
+    def __init__(
+        self,
+        stack: BlockStack,
+        trained: Collection[int],
+        *,
+        training: TrainingConfig,
+        device: torch.device,
+    ) -> None:
+        self.streams = training.residency == "stream"
+        self._stack = stack
+        self._trained = frozenset(trained)
+        self._suffix = training.suffix
+        self._dtype = DTYPES[training.frozen_dtype]
+        self._device = device
+        self._brings_in = brings_in(training)
+        self._arrived: dict[int, Mapping[str, Tensor]] = {
+            index: stack.tensors(index) for index in range(len(stack)) if index not in self._trained
+        }
+        self._present: Counter[int] = Counter()
+        self._feed: DeviceFeed | None = None
+
+    def __enter__(self) -> FrozenBlocks:
+        if self.streams:
+            if self._device.type == "cuda":
+                self._feed = DeviceFeed(self._arrived, self._device)
+            for block in self._arrived:
+                self._stack.unload(block)
+        elif self._brings_in:
+            for block in self._arrived:
+                self._stack.load(block, self._fetch(block), trainable=False)
+        self._stack.runs = self._runs()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.runs = {}
+        self._feed = None
+        if self._brings_in:
+            for block, tensors in self._arrived.items():
+                self._stack.load(block, tensors, trainable=False)
+
+    @contextmanager
+    def present(self, block: int) -> Iterator[None]:
+        """Have a block, and those that it reads, in memory for as long as the context."""
+        with ExitStack() as held:
+            for one in (*sorted(self._stack.reads[block]), block):
+                if self.streams and one in self._arrived:
+                    held.enter_context(self._one_present(one))
+            yield
+
+    @contextmanager
+    def _one_present(self, block: int) -> Iterator[None]:
+        if not self._present[block]:
+            self._stack.load(block, self._fetch(block), trainable=False)
+        self._present[block] += 1
+        try:
+            yield
+        finally:
+            self._present[block] -= 1
+            if not self._present[block]:
+                self._stack.unload(block)
+
+    def _fetch(self, block: int) -> dict[str, Tensor]:
+        """Return a block's tensors as they compute; those that need no change are not copied."""
+        found = self._arrived[block] if self._feed is None else self._feed.fetch(block)
+        return {
+            name: one.to(self._device, self._dtype if one.is_floating_point() else None)
+            for name, one in found.items()
+        }
+
+    def _runs(self) -> dict[int, BlockRun]:
+        stack = self._stack
+        runs = {} if self.streams else suffix_runs(stack, self._trained, self._suffix)
+        if not self.streams and self._dtype is None:
+            return runs
+        for index, block in enumerate(stack.blocks):
+            run = runs.get(index, block)
+            if self.streams and not self._arrived.keys().isdisjoint({index, *stack.reads[index]}):
+                run = self._streamed(index)
+            runs[index] = run if self._dtype is None else self._typed(index, run)
+        return runs
+
+    def _streamed(self, index: int) -> BlockRun:
+        """Return what brings a block in, or what it reads, runs it, and lets go of it."""
+        block = self._stack.blocks[index]
+
+        def work(x: Tensor) -> Tensor:
+            with self.present(index):
+                y: Tensor = block(x)
+                return y
+
+        if index in self._trained:
+            return work
+        return where_gradients_flow(partial(run_again, work), otherwise=work)
+
+    def _typed(self, index: int, run: BlockRun) -> BlockRun:
+        """Return what runs a block on inputs cast to the dtype that it computes in."""
+        weights = self._stack.tensors(index).values()
+        own = next((one.dtype for one in weights if one.is_floating_point()), None)
+        trains = index in self._trained
+        dtype = own if trains or own is None else self._dtype
+        is_last = index == len(self._stack) - 1
+
+        def typed(x: Tensor) -> Tensor:
+            # Under autocast trained layers choose for themselves.
+            chooses = trains and torch.is_autocast_enabled(x.device.type)
+            if dtype is not None and x.is_floating_point() and not chooses:
+                x = x.to(dtype)
+            y = run(x)
+            return y.float() if is_last else y
+
+        return typed

@@ -1,0 +1,47 @@
+"""What single blocks of a network cost, as it was measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockCost:
+    """One block, measured for one sample.
+
+    Attributes:
+        name: The block's name.
+        weight_bytes: Its weights and persistent buffers.
+        forward_flops: Floating-point operations of its forward pass.
+        saved_bytes: What its forward pass keeps for the backward pass, weights left out.
+        input_bytes: Size of its input.
+        output_bytes: Size of its output.
+        value_bytes: Size of one of its weights.
+        largest_bytes: The largest of its weights; 0: unknown, so that it counts as all of them.
+        reads: Other blocks whose weights it computes with too.
+        frozen_bytes: What it keeps for the gradient of its input alone, when it is frozen; 0 if
+            that was not measured.
+        lean_bytes: What it keeps for the gradient of its input when it is frozen and runs lean;
+            0 if that was not measured.
+        lean_flops: Floating-point operations that it then does again in the backward pass,
+            likewise.
+        forward_seconds: Time of its forward pass where it was measured; 0 if it was not.
+        backward_seconds: Time of its backward pass with frozen weights, likewise.
+        training_seconds: Time of its backward pass with trained weights, likewise.
+    """
+
+    name: str
+    weight_bytes: int
+    forward_flops: float
+    saved_bytes: int
+    input_bytes: int
+    output_bytes: int
+    value_bytes: int = 4
+    largest_bytes: int = 0
+    reads: tuple[int, ...] = ()
+    frozen_bytes: int = 0
+    lean_bytes: int = 0
+    lean_flops: float = 0.0
+    forward_seconds: float = 0.0
+    backward_seconds: float = 0.0
+    training_seconds: float = 0.0

@@ -1,0 +1,101 @@
+"""How a node trains so that its visits fit: rows at once, and where frozen blocks are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from ray_snake.config import SnakeConfig, TrainingConfig
+from ray_snake.planning.blocks import BlockCost
+from ray_snake.planning.cost import VisitModel, total_steps
+from ray_snake.planning.span import Visit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """How a node does its visits.
+
+    Attributes:
+        training: Its settings.
+        visit: The visit that takes the most memory.
+        private_bytes: What that takes.
+        lacking_bytes: By how much that is more than the node has; 0 if it fits.
+    """
+
+    training: TrainingConfig
+    visit: Visit
+    private_bytes: int
+    lacking_bytes: int
+
+
+def ways_to_train(training: TrainingConfig, rows: int) -> Iterator[TrainingConfig]:
+    """Yield the settings that a node may train with, in the order in which they are tried.
+
+    With `micro_batch = "auto"` first fewer and fewer rows at once, which takes next to no time;
+    then frozen blocks that come and go, which takes one more forward pass of those behind the
+    span; at last with their outputs in files alone. Otherwise the settings as they are.
+
+    Args:
+        training: The run's settings.
+        rows: Of the node's shard.
+    """
+    if training.micro_batch != "auto":
+        yield training
+        return
+    sizes = [min(training.batch_size, rows)]
+    while sizes[-1] > 1:
+        sizes.append(-(-sizes[-1] // 2))
+    ways = [(training.residency, training.cache_bytes)]
+    ways += [("stream", training.cache_bytes), ("stream", 0)]
+    for residency, cache_bytes in dict.fromkeys(ways):
+        for size in sizes:
+            yield training.model_copy(
+                update={"residency": residency, "micro_batch": size, "cache_bytes": cache_bytes}
+            )
+
+
+def fit_visits(
+    visits: Sequence[Visit],
+    blocks: Sequence[BlockCost],
+    *,
+    rows: int,
+    limit: int | None,
+    config: SnakeConfig,
+    any_will_do: bool = False,
+) -> Fit:
+    """Return the first way to train in which a node's visits fit its memory.
+
+    Args:
+        visits: One of each kind that it may be given.
+        blocks: What each block of the network costs.
+        rows: Of its shard.
+        limit: Bytes that it has; none: no limit.
+        config: The run's settings.
+        any_will_do: Whether it is enough that one of the visits fits.
+
+    Returns:
+        If there is no such way, that in which the least is lacking.
+    """
+    best: Fit | None = None
+    choose = min if any_will_do else max
+    for training in ways_to_train(config.training, rows):
+        peaks = []
+        for visit in visits:
+            model = VisitModel(
+                visit,
+                blocks,
+                training=training,
+                loss=config.loss,
+                augmentation=config.augmentation,
+            )
+            steps = visit.steps or total_steps(rows, training)
+            peaks.append((model.predict(rows=rows, steps=steps).private_bytes, visit))
+        peak, visit = choose(peaks, key=lambda one: one[0])
+        lacking = 0 if limit is None else max(0, peak - limit)
+        if best is None or lacking < best.lacking_bytes:
+            best = Fit(training=training, visit=visit, private_bytes=peak, lacking_bytes=lacking)
+        if not lacking:
+            break
+    if best is None:
+        raise ValueError("there are no visits to fit")
+    return best

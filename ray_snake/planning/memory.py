@@ -1,0 +1,244 @@
+"""The peak memory of a visit, predicted from what each block keeps and how large its weights are.
+
+A visit's peak is that of its moments: the passes of the prefix and the teacher, the loss, each
+block's turn in the backward pass, and the optimizer's step. At each moment it is added up what is
+there: pure arithmetic over measurements of single blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ray_snake.config import LossConfig, TrainingConfig
+from ray_snake.planning.blocks import BlockCost
+from ray_snake.planning.span import Visit
+
+LOSS_COPIES = 3
+"""Sets of outputs at once with cross-entropy: log-probabilities, their gradient, the outputs'."""
+TEACHER_COPIES = {"logits": 7, "top_k": 5, "last_hidden": 3}
+"""The same where a teacher is compared with, by what is compared."""
+FLOAT_BYTES = 4
+_VALUE_BYTES = {"float32": 4, "bfloat16": 2}
+
+
+def frozen_factor(block: BlockCost, training: TrainingConfig) -> float:
+    """Return the bytes of a frozen block's values over those of the model's, as measured."""
+    if training.frozen_dtype == "model":
+        return 1.0
+    return _VALUE_BYTES[training.frozen_dtype] / block.value_bytes
+
+
+def suffix_of(training: TrainingConfig) -> Literal["eager", "recompute", "lean"]:
+    """Return how frozen blocks run behind a trained one: those that come and go run again."""
+    return "recompute" if training.residency == "stream" else training.suffix
+
+
+def rows_at_once(training: TrainingConfig, rows: int) -> tuple[int, int]:
+    """Return the rows that go through the network at once, and in how many parts a batch does.
+
+    Args:
+        training: Batch size and size of its parts; `auto` counts as the whole batch.
+        rows: Of the shard.
+    """
+    batch = min(training.batch_size, rows)
+    size = training.micro_batch if isinstance(training.micro_batch, int) else batch
+    parts = -(-batch // size)
+    return -(-batch // parts), parts
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Block:
+    """What a block of the visit takes.
+
+    Attributes:
+        row_bytes: Kept of a row from its forward to its backward pass.
+        brief_row_bytes: Needed of a row beside that, while gradients pass through it.
+        forward_row_bytes: Needed of a row while it runs and nothing is kept.
+        copy_bytes: Casts of its weights and of those that it reads, while it is at work.
+        kept_copy_bytes: Those that are there from its forward to its backward pass.
+        gradient_bytes: Gradients of its weights, if it is trained.
+        largest_bytes: The largest of these.
+        waiting_bytes: Gradients that it makes of weights that it reads: they wait for those that
+            their own block makes.
+        sum_bytes: What adding up such gradients takes, in the weights' own block.
+    """
+
+    row_bytes: float
+    brief_row_bytes: float
+    forward_row_bytes: float
+    copy_bytes: float
+    kept_copy_bytes: float
+    gradient_bytes: int
+    largest_bytes: int
+    waiting_bytes: int
+    sum_bytes: int
+
+
+class MemoryModel:
+    """Predicts the peak memory of visits that train the same blocks.
+
+    Counted is what the process allocates: of frozen weights only copies in another precision.
+
+    Args:
+        visit: A visit to the blocks.
+        blocks: What each block of the network costs.
+        training: How a visit trains.
+        loss: What it minimises.
+    """
+
+    def __init__(
+        self,
+        visit: Visit,
+        blocks: Sequence[BlockCost],
+        *,
+        training: TrainingConfig,
+        loss: LossConfig,
+    ) -> None:
+        self._training = training
+        self._streams = training.residency == "stream"
+        self._trained = frozenset(visit.trained)
+        self._first = visit.trained[0]
+        # Of a network that is cut the node holds the front alone, and others take the loss.
+        held = [index for index in range(len(blocks)) if visit.on_node(index)]
+        self._all = blocks
+        self._blocks = [self._block(index) for index in held]
+        self._moments: dict[tuple[int, int], float] = {}
+        self._weights = sum(one.gradient_bytes for one in self._blocks)
+        # SGD keeps one momentum buffer for each weight, AdamW two averages.
+        self._state = 2 if training.optimizer == "adamw" else (1 if training.momentum > 0 else 0)
+        # Steps go a weight at a time: AdamW's makes two of its size, SGD's one.
+        largest = max(one.largest_bytes for one in self._blocks)
+        self._step_bytes = largest * (2 if training.optimizer == "adamw" else 1)
+        frozen = [index for index in held if index not in self._trained]
+        self._resident_copies = (
+            0.0 if self._streams else sum(self._copied(index) for index in frozen)
+        )
+        outputs = blocks[-1].output_bytes
+        if training.frozen_dtype != "model":
+            outputs = outputs * FLOAT_BYTES // blocks[-1].value_bytes
+        self._teacher = loss.distillation > 0
+        copies = TEACHER_COPIES[loss.teacher] if self._teacher else LOSS_COPIES
+        self._loss_row_bytes = 0 if visit.cut is not None else copies * outputs
+        self._teacher_row_bytes = {
+            "logits": outputs,
+            # A float and a class number each.
+            "top_k": min(outputs, 8 * loss.teacher_top_k),
+            "last_hidden": blocks[-1].input_bytes,
+        }[loss.teacher]
+        self._input_bytes = self._activations(self._first - 1, blocks[self._first].input_bytes)
+        self._widest_bytes = max(
+            (
+                self._activations(index - 1, blocks[index].input_bytes)
+                for index in held[1:]
+                if index <= self._first or self._teacher
+            ),
+            default=0.0,
+        )
+
+    def peak(self, *, rows: int, steps: int, kept: int, cached: bool) -> int:
+        """Predict the peak bytes of a visit.
+
+        Args:
+            rows: Of the shard.
+            steps: Optimizer steps.
+            kept: Rows of which something is kept for the whole visit.
+            cached: Whether the prefix's outputs are.
+        """
+        size, parts = rows_at_once(self._training, rows)
+        always = self._resident_copies
+        if self._teacher:
+            always += kept * self._teacher_row_bytes
+        cache = self._held(kept * self._input_bytes) if cached else 0.0
+        state = self._weights * (1 + self._state)
+        before = (state if steps > 1 else 0) + (self._weights if parts > 1 else 0)
+        passes = self._passes(size, kept, cache=cache, cached=cached)
+        # Planning asks for the same ones again and again.
+        if (size, parts) not in self._moments:
+            self._moments[size, parts] = self._training_moments(size, parts)
+        training = before + cache + self._moments[size, parts]
+        step = state + self._weights + self._step_bytes + cache
+        return round(always + max(passes, training, step))
+
+    def _training_moments(self, size: int, parts: int) -> float:
+        """Return the most that a part's forward and backward pass take beside what stays."""
+        own = self._blocks[self._first :]
+        # What reaches the first of them, and the gradients that come to be one by one.
+        held = size * self._input_bytes + sum(
+            size * one.row_bytes + one.kept_copy_bytes for one in own
+        )
+        most = held + size * self._loss_row_bytes
+        gradients = waiting = 0
+        for block in reversed(own):
+            waiting += block.waiting_bytes
+            if parts == 1:
+                gradients += block.gradient_bytes
+            # A part's gradients are there beside the sum of the former ones', a weight at a time.
+            added = block.sum_bytes + (block.largest_bytes if parts > 1 else 0)
+            turn = size * block.brief_row_bytes + block.copy_bytes - block.kept_copy_bytes
+            most = max(most, held + turn + gradients + waiting + added)
+            held -= size * block.row_bytes + block.kept_copy_bytes
+        return most
+
+    def _passes(self, size: int, kept: int, *, cache: float, cached: bool) -> float:
+        """Return the most that the passes of prefix and teacher take."""
+        stop = len(self._blocks) if self._teacher else (self._first if cached else 0)
+        most = max(
+            (size * one.forward_row_bytes + one.copy_bytes for one in self._blocks[:stop]),
+            default=0.0,
+        )
+        if self._teacher:
+            most = max(most, size * self._loss_row_bytes)
+        if not self._streams:
+            return cache + most
+        # Blocks' inputs and outputs of all rows, and with a teacher the prefix's beside.
+        sets = 2 * self._held(kept * self._widest_bytes) if stop else 0.0
+        return sets + (cache if self._teacher else 0.0) + most
+
+    def _held(self, size: float) -> float:
+        """Return what outputs of a size take in memory: large ones lie in a file."""
+        return size if size <= self._training.cache_bytes else 0.0
+
+    def _activations(self, block: int, measured: int) -> float:
+        """Return the bytes of what a block puts out, in its precision."""
+        if block < 0 or block in self._trained:
+            return measured
+        return measured * frozen_factor(self._all[block], self._training)
+
+    def _copied(self, index: int) -> float:
+        """Return the bytes of a block's weights in a precision that is not theirs, if it is so."""
+        if index in self._trained:
+            return 0.0
+        factor = frozen_factor(self._all[index], self._training)
+        return 0.0 if factor == 1 else factor * self._all[index].weight_bytes
+
+    def _block(self, index: int) -> _Block:
+        cost = self._all[index]
+        trains = index in self._trained
+        factor = 1.0 if trains else frozen_factor(cost, self._training)
+        ends = cost.input_bytes + cost.output_bytes
+        # A frozen linear layer keeps nothing, where a trained one keeps its input.
+        row_bytes = float(cost.saved_bytes if trains else cost.frozen_bytes or cost.saved_bytes)
+        brief = float(ends)
+        suffix = suffix_of(self._training)
+        if not trains and suffix == "recompute":
+            row_bytes, brief = cost.input_bytes, cost.saved_bytes + ends
+        elif not trains and suffix == "lean":
+            row_bytes, brief = cost.lean_bytes, cost.saved_bytes
+        largest = (cost.largest_bytes or cost.weight_bytes) if trains else 0
+        is_read = any(index in one.reads for one in self._all)
+        read = [self._all[one] for one in self._trained.intersection(cost.reads)]
+        copies = sum(map(self._copied, {index, *cost.reads})) if self._streams else 0.0
+        return _Block(
+            row_bytes=row_bytes * factor,
+            brief_row_bytes=brief * factor,
+            # Where nothing is kept, a layer's input and output are there and little else.
+            forward_row_bytes=max(ends, cost.input_bytes + cost.saved_bytes / 2) * factor,
+            copy_bytes=copies,
+            kept_copy_bytes=copies if trains else 0.0,
+            gradient_bytes=cost.weight_bytes if trains else 0,
+            largest_bytes=largest,
+            waiting_bytes=sum(one.largest_bytes or one.weight_bytes for one in read),
+            sum_bytes=largest if is_read else 0,
+        )

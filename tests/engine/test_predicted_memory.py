@@ -1,0 +1,97 @@
+"""What the memory model predicts against what torch allocates in a visit."""
+
+import numpy as np
+import pytest
+
+from ray_snake.config import LossConfig, TrainingConfig
+from ray_snake.engine.memory import peak_bytes
+from ray_snake.engine.objective import Objective
+from ray_snake.engine.profile import profile_blocks
+from ray_snake.engine.stack import BlockStack
+from ray_snake.engine.visit import train_visit
+from ray_snake.models.registry import build_model
+from ray_snake.planning.cost import predict_visit
+from ray_snake.planning.span import Span, Visit
+
+LANGUAGE = ("decoder", {"vocabulary": 600, "width": 96, "layers": 4, "tied": True})
+PICTURES = ("vgg11", {"width": 0.25, "norm": "batch"})
+BATCHES = {"decoder": 4, "vgg11": 32}
+
+
+def shard(name, array_samples):
+    rng = np.random.default_rng(0)
+    rows = 2 * BATCHES[name]
+    if name == "decoder":
+        tokens = rng.integers(0, 600, (rows, 49))
+        return array_samples(tokens[:, :-1], tokens[:, 1:])
+    pictures = rng.normal(size=(rows, 3, 32, 32)).astype(np.float32)
+    return array_samples(pictures, rng.integers(0, 10, rows))
+
+
+def ratio(network, array_samples, trained, *, distillation=0.0, teacher="logits", **training):
+    """Return the predicted peak over the measured one."""
+    name, options = network
+    samples = shard(name, array_samples)
+    loss = LossConfig(logit_adjustment=0.0, distillation=distillation, teacher=teacher)
+    settings = TrainingConfig(
+        **{"optimizer": "adamw", "batch_size": BATCHES[name], "steps": 4, **training}
+    )
+    inputs = samples.inputs
+    skeleton = BlockStack.skeleton(lambda: build_model(name, options))
+    costs, _ = profile_blocks(skeleton, inputs.shape[1:], integer_inputs=name == "decoder", batch=1)
+    predicted = predict_visit(
+        Visit(number=1, trip=1, node=0, span=Span(trained[0], trained[0] + 1), trained=trained),
+        costs,
+        rows=len(samples),
+        steps=4,
+        training=settings,
+        loss=loss,
+    ).private_bytes
+    stack = BlockStack.cut(build_model(name, options))
+
+    def work():
+        train_visit(
+            stack,
+            samples,
+            trained=trained,
+            learning_rate=1e-3,
+            seed=0,
+            training=settings,
+            objective=Objective(loss),
+        )
+
+    return predicted / peak_bytes(work)
+
+
+@pytest.mark.parametrize("trained", [(0, 5), (1, 5), (4, 5), tuple(range(6))])
+@pytest.mark.parametrize(
+    "training",
+    [
+        {},
+        {"suffix": "recompute"},
+        {"micro_batch": 1},
+        {"residency": "stream"},
+        {"residency": "stream", "frozen_dtype": "bfloat16", "micro_batch": 2},
+        {"frozen_dtype": "bfloat16", "suffix": "recompute"},
+    ],
+    ids=["eager", "recompute", "parts", "stream", "stream bf16 parts", "bf16"],
+)
+def test_a_language_models_visit_takes_about_what_is_predicted(array_samples, trained, training):
+    assert 0.85 < ratio(LANGUAGE, array_samples, trained, **training) < 1.25
+
+
+@pytest.mark.parametrize("trained", [(0, 9), (2, 9), tuple(range(10))])
+@pytest.mark.parametrize("training", [{}, {"suffix": "lean"}, {"residency": "stream"}])
+def test_a_visit_to_a_network_of_pictures_takes_about_what_is_predicted(
+    array_samples, trained, training
+):
+    assert 0.85 < ratio(PICTURES, array_samples, trained, **training) < 1.25
+
+
+@pytest.mark.parametrize("teacher", ["logits", "top_k", "last_hidden"])
+@pytest.mark.parametrize("residency", ["resident", "stream"])
+def test_a_teacher_takes_about_what_is_predicted(array_samples, teacher, residency):
+    found = ratio(
+        LANGUAGE, array_samples, (2, 5), distillation=0.5, teacher=teacher, residency=residency
+    )
+    assert 0.85 < found < 1.3

@@ -1,0 +1,120 @@
+"""Whether visits fit the memory that nodes have, and what is said and done about it."""
+
+from dataclasses import replace
+
+import pytest
+from fakes import make_config
+
+from ray_snake.data import ShardSource
+from ray_snake.errors import ConfigError
+from ray_snake.planning.blocks import BlockCost
+from ray_snake.runtime.memory_checks import fit_nodes, has_limits
+from ray_snake.runtime.messages import NodeSpec
+
+ROWS = 64
+COSTS = tuple(
+    BlockCost(
+        name=f"block{index}",
+        weight_bytes=1000,
+        forward_flops=1.0,
+        saved_bytes=500,
+        input_bytes=100,
+        output_bytes=100,
+    )
+    for index in range(6)
+)
+NODES = [
+    NodeSpec(
+        source=ShardSource(uri=f"node_{index}.arrow"),
+        sample_shape=(8,),
+        integer_inputs=False,
+        samples=ROWS,
+        classes=4,
+    )
+    for index in range(3)
+]
+
+
+def config(limit=0, *, each=(), snake=None, **training):
+    return make_config(
+        nodes={"memory_bytes": limit, "each": each},
+        training={"batch_size": 32, "micro_batch": "auto", **training},
+        loss={"distillation": 0.0},
+        snake={"trips": 8, "span_width": 2, **(snake or {})},
+    )
+
+
+def ways(nodes):
+    return [(one.training.residency, one.training.micro_batch) for one in nodes]
+
+
+def test_only_settings_with_a_limit_have_one():
+    assert not has_limits(config())
+    assert has_limits(config(5))
+    assert has_limits(config(each=[{"match": "node_1*", "memory_bytes": 5}]))
+
+
+def test_without_a_limit_a_node_trains_as_the_settings_say():
+    settings = config()
+    fixed = settings.model_copy(
+        update={"training": settings.training.model_copy(update={"micro_batch": None})}
+    )
+    assert fit_nodes(fixed, NODES, COSTS) == NODES
+    assert ways(fit_nodes(settings, NODES, COSTS)) == [("resident", 32)] * 3
+
+
+def test_a_node_with_less_memory_gets_fewer_rows_at_once():
+    each = [{"match": "node_1*", "memory_bytes": 40_000}]
+    first, second, third = ways(fit_nodes(config(each=each), NODES, COSTS))
+    assert first == third == ("resident", 32)
+    assert second[0] == "resident"
+    assert 1 <= second[1] < 32
+
+
+def test_a_node_for_which_one_row_is_too_many_streams():
+    copies = {"frozen_dtype": "bfloat16"}
+    large = [replace(one, weight_bytes=100_000, saved_bytes=10) for one in COSTS]
+    # Three trained blocks with momentum take 900,000; three copies 150,000 more, and one 50,000.
+    (found,) = set(ways(fit_nodes(config(1_010_000, **copies), NODES, large)))
+    assert found[0] == "stream"
+
+
+def test_a_refusal_says_by_how_much_it_does_not_fit_and_who():
+    with pytest.raises(ConfigError) as caught:
+        fit_nodes(config(5000), NODES, COSTS)
+    assert caught.value.subject == "nodes.memory_bytes"
+    text = str(caught.value)
+    takes = int(text.partition("takes ")[2].split(";")[0])
+    assert f"5000 bytes are {takes - 5000} too few for {NODES[0].name}" in text
+    assert f"give it {takes} bytes" in text
+
+
+def test_a_refusal_names_the_widest_span_that_fits():
+    takes = [
+        fit_nodes(config(2**40, snake={"span_width": one}, micro_batch=4), NODES, COSTS)
+        for one in (1, 2, 3)
+    ]
+    assert all(takes)
+    limit = 12_000
+    with pytest.raises(ConfigError, match=r"set snake\.span_width to 1"):
+        fit_nodes(config(limit, snake={"span_width": 4}), NODES, COSTS)
+    assert fit_nodes(config(limit, snake={"span_width": 1}), NODES, COSTS)
+    with pytest.raises(ConfigError):
+        fit_nodes(config(limit, snake={"span_width": 2}), NODES, COSTS)
+
+
+def test_a_refusal_names_the_setting_that_decides_and_what_would_fit():
+    each = [{"match": "node_2*", "memory_bytes": 40_000}]
+    with pytest.raises(ConfigError, match="rows at once, resident, it fits") as caught:
+        fit_nodes(config(each=each, micro_batch=32), NODES, COSTS)
+    assert caught.value.subject == "nodes.each[0].memory_bytes"
+
+
+def test_a_run_that_adapts_needs_one_span_that_fits():
+    heavy = [
+        replace(one, weight_bytes=100_000 if index < 2 else 10) for index, one in enumerate(COSTS)
+    ]
+    with pytest.raises(ConfigError):
+        fit_nodes(config(150_000), NODES, heavy)
+    fitted = fit_nodes(config(150_000, snake={"adapt": True}), NODES, heavy)
+    assert all(one.training is not None for one in fitted)

@@ -77,6 +77,12 @@ def fetch_command(name: str, out: str, local: str | None) -> None:
 )
 @click.option("--text", default="text", show_default=True, help="Name of the column of text.")
 @click.option("--label", help="Column of classes to keep as labels; default: the next tokens.")
+@click.option(
+    "--keep",
+    multiple=True,
+    metavar="COLUMN",
+    help="Further column to keep, for `partition --label COLUMN`; may be given several times.",
+)
 @click.option("--out", required=True, metavar="FILE", help="Arrow file to write.")
 def tokenize_command(
     source: str,
@@ -85,6 +91,7 @@ def tokenize_command(
     layout: Layout,
     text: str,
     label: str | None,
+    keep: tuple[str, ...],
     out: str,
 ) -> None:
     """Turn the text in IN, an Arrow, Parquet or .txt file, into rows of tokens."""
@@ -98,6 +105,7 @@ def tokenize_command(
             layout=layout,
             text=text,
             label=label,
+            keep=keep,
         )
     facts = metadata_of(made.schema)
     console.print(

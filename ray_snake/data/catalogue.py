@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ray_snake.data.archive import Report, cached_archive
+from ray_snake.archive import Report, cached_archive
 from ray_snake.data.corpora import Reviews, Shakespeare
 from ray_snake.data.fetchable import DataSet, Files
 from ray_snake.data.pictures import Cifar10, Mnist

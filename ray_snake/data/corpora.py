@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ray_snake.data.archive import Archive
+from ray_snake.archive import Archive
 from ray_snake.data.fetchable import DataSet, Files
 from ray_snake.data.partition import Rows
 from ray_snake.data.shards import METADATA_KEY
@@ -102,7 +102,7 @@ class Shakespeare(DataSet):
     """Shakespeare's plays and poems, one work a row.
 
     The works are put in an order drawn with a fixed seed; the last `TEST_WORKS` of it are the test
-    set, so that no work is in both. A work's label is its number in the order of their file names.
+    set, so that no work is in both. Works are numbered in the order of their file names.
     """
 
     WORKS = 42
@@ -122,7 +122,7 @@ class Shakespeare(DataSet):
     _ending = "_gut.txt"
 
     def tables(self, files: Files) -> dict[str, pa.Table]:
-        """Return the tables `train` and `test` with the columns text and label."""
+        """Return the tables `train` and `test` with the columns text, title and work."""
         # The archive has Milton's works too.
         names = files.ending(self._ending, outside="miltondata")
         if len(names) != self.WORKS:
@@ -137,7 +137,6 @@ class Shakespeare(DataSet):
         ).permutation(len(names))
         cut = len(names) - self.TEST_WORKS
         metadata = _metadata(
-            classes=[name.removesuffix(self._ending) for name in names],
             source="W. Shakespeare; texts of Open Shakespeare 0.6, after Project Gutenberg",
             licence="public domain",
         )
@@ -145,7 +144,8 @@ class Shakespeare(DataSet):
             part: pa.table(
                 {
                     "text": pa.array([texts[row] for row in rows]),
-                    "label": pa.array(rows),
+                    "title": pa.array([names[row].removesuffix(self._ending) for row in rows]),
+                    "work": pa.array(rows),
                 },
             ).replace_schema_metadata(metadata)
             for part, rows in (("train", order[:cut]), ("test", order[cut:]))

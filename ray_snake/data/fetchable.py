@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
 
-from ray_snake.data.archive import Archive
+from ray_snake.archive import Archive
 from ray_snake.errors import DataError
 
 

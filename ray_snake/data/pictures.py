@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
-from ray_snake.data.archive import Archive
+from ray_snake.archive import Archive
 from ray_snake.data.fetchable import DataSet, Files
 from ray_snake.data.shards import make_table
 from ray_snake.errors import DataError

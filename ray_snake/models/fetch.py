@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
-from ray_snake.data.archive import Archive, Report, cached_archive
+from ray_snake.archive import Archive, Report, cached_archive
 from ray_snake.errors import ModelError, StorageError
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ray_snake.archive import Archive, cache_folder, cached_archive
 from ray_snake.data import NodeDataset, ShardSource, read_table
-from ray_snake.data.archive import Archive, cache_folder, cached_archive
 from ray_snake.data.catalogue import CATALOGUE, fetch
 from ray_snake.data.corpora import Reviews
 from ray_snake.data.pictures import Cifar10, Mnist, channel_statistics, idx_array

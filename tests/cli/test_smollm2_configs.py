@@ -1,0 +1,105 @@
+"""The shipped configurations of SmolLM2, on a model of its shape but tiny, by commands alone."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from gguf_files import tiny_llama, write_gguf
+from workplaces import Workplace
+
+CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
+WORDS = {0: ["dull", "flat", "thin"], 1: ["warm", "bold", "rich"]}
+LENGTH = ["--length", "16", "--tokenizer", "models/smollm2"]
+
+
+def called(workplace, *arguments):
+    done = workplace.call_forked(*arguments)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A workplace with what the configurations' own comments say to make first."""
+    workplace = Workplace(tmp_path_factory.mktemp("smollm2"))
+    write_gguf(workplace.folder / "tiny.gguf", tiny_llama(layers=30))
+    called(
+        workplace, *(["data", "fetch", "smollm2", "--out", "models/smollm2", "--from", "tiny.gguf"])
+    )
+
+    generator = np.random.Generator(np.random.PCG64(5))
+    labels = generator.integers(0, 2, 120)
+    texts = [f"so {WORDS[label][row % 3]} it is" for row, label in enumerate(labels.tolist())]
+    for name in ("reviews", "shakespeare"):
+        (workplace.folder / "data" / name).mkdir(parents=True)
+    for part in ("train", "test"):
+        reviews = pa.table({"text": texts, "label": labels})
+        pq.write_table(reviews, workplace.folder / "data" / "reviews" / f"{part}.arrow")
+        works = pa.table({"text": [letter * 90 for letter in "abcdefghij"], "work": range(10)})
+        pq.write_table(works, workplace.folder / "data" / "shakespeare" / f"{part}.arrow")
+        called(
+            workplace,
+            *("data", "tokenize", f"data/reviews/{part}.arrow", "--layout", "padded", *LENGTH),
+            *("--label", "label", "--out", f"data/reviews-tokens/{part}.arrow"),
+        )
+        called(
+            workplace,
+            *("data", "tokenize", f"data/shakespeare/{part}.arrow", "--keep", "work", *LENGTH),
+            *("--out", f"data/shakespeare-tokens/{part}.arrow"),
+        )
+    split = ["--nodes", "8", "--scheme", "dirichlet", "--seed", "1", "--alpha", "0.5"]
+    called(
+        workplace,
+        *("data", "partition", "data/reviews-tokens", *split, "--out", "data/reviews-8"),
+    )
+    called(
+        workplace,
+        *("data", "partition", "data/shakespeare-tokens", *split, "--out", "data/shakespeare-8"),
+        *("--label", "work"),
+    )
+    return workplace
+
+
+@pytest.mark.parametrize("name", ["smollm2_reviews", "smollm2_shakespeare"])
+def test_the_plan_says_time_memory_and_bytes(prepared, name):
+    text = called(prepared, "plan", str(CONFIGS / f"{name}.toml"), "--trips", "1").stdout
+    assert "8 nodes, 32 blocks, whole run about" in text
+    assert "26-30" in text
+    for words in ("time", "memory", "pulls", "node_007"):
+        assert words in text
+
+
+@pytest.mark.parametrize(
+    ("name", "metric"), [("smollm2_reviews", "accuracy"), ("smollm2_shakespeare", "perplexity")]
+)
+def test_a_short_run_is_judged_by_what_the_task_asks_for(prepared, name, metric):
+    finished = prepared.call(
+        *("train", str(CONFIGS / f"{name}.toml"), "--json"),
+        *(
+            "--set",
+            "snake.trips=1",
+            "--set",
+            "training.steps=2",
+            "--set",
+            "nodes.nodes_per_actor=8",
+        ),
+    )
+    assert finished.returncode == 0, finished.stderr
+    metrics = json.loads(finished.stdout)["metrics"]
+    assert metrics[metric] == pytest.approx(
+        metrics["accuracy"] if metric == "accuracy" else np.exp(metrics["loss"])
+    )
+    assert ("perplexity" in metrics) == (metric == "perplexity")
+
+
+def test_a_model_that_can_not_be_fetched_is_one_line(prepared):
+    refused = prepared.call_forked(
+        "data", "fetch", "smollm2", "--out", "models/other", "--from", "nothing.gguf"
+    )
+    assert refused.returncode == 2
+    assert "nothing.gguf: no such file or folder; check the path" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert not (prepared.folder / "models" / "other").exists()

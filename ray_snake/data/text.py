@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from ray_snake.data.partition import Rows
 from ray_snake.data.shards import (
     IGNORED,
     label_values,
@@ -132,7 +133,7 @@ def load_tokenizer(name: str) -> Tokenizer:
     return ByteTokenizer() if name == ByteTokenizer.name else PretrainedTokenizer(name)
 
 
-def packed(texts: Iterable[str], tokenizer: Tokenizer, length: int) -> tuple[Tokens, Tokens]:
+def packed(texts: Iterable[str], tokenizer: Tokenizer, length: int) -> tuple[Tokens, Tokens, Rows]:
     """Return texts one behind the other, each with its end token, cut into rows.
 
     No token is lost: the last row is filled up with padding, whose labels are `IGNORED`. A row's
@@ -144,17 +145,20 @@ def packed(texts: Iterable[str], tokenizer: Tokenizer, length: int) -> tuple[Tok
         length: Tokens of a row.
 
     Returns:
-        Tokens and labels, each int32 (rows, length); no rows without texts.
+        Tokens and labels, each int32 (rows, length), and the number, from 0, of the text that each
+        row's first token is of, int64 (rows,); no rows without texts.
     """
     pieces = [np.array([*tokenizer.plain(text), tokenizer.end], dtype=np.int32) for text in texts]
     stream = np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int32)
     if len(stream) < 2:
-        return np.empty((0, length), np.int32), np.empty((0, length), np.int32)
+        return _no_rows(length)
     inputs, labels = stream[:-1], stream[1:]
     missing = -len(inputs) % length
+    ends = np.cumsum([len(piece) for piece in pieces])
     return (
         np.pad(inputs, (0, missing), constant_values=tokenizer.padding).reshape(-1, length),
         np.pad(labels, (0, missing), constant_values=IGNORED).reshape(-1, length),
+        np.searchsorted(ends, np.arange(0, len(inputs), length), side="right"),
     )
 
 
@@ -174,7 +178,7 @@ def padded(texts: Iterable[str], tokenizer: Tokenizer, length: int) -> Tokens:
 
 def padded_language(
     texts: Iterable[str], tokenizer: Tokenizer, length: int
-) -> tuple[Tokens, Tokens]:
+) -> tuple[Tokens, Tokens, Rows]:
     """Return each text in a row of its own, with what follows each of its tokens.
 
     Args:
@@ -184,14 +188,17 @@ def padded_language(
         length: Tokens of a row.
 
     Returns:
-        Tokens and labels, each int32 (rows, length); labels of padding are `IGNORED`.
+        Tokens and labels, each int32 (rows, length), and the number, from 0, of each row's text,
+        int64 (rows,); labels of padding are `IGNORED`.
     """
     rows = [tokenizer.whole(text) for text in texts]
     rows = [row if row[-1] == tokenizer.end else [*row, tokenizer.end] for row in rows]
-    rows = [row[: length + 1] for row in rows if len(row) > 1]
+    numbers = np.flatnonzero([len(row) > 1 for row in rows])
+    rows = [rows[number][: length + 1] for number in numbers]
     return (
         _filled([row[:-1] for row in rows], length, tokenizer.padding),
         _filled([row[1:] for row in rows], length, IGNORED),
+        numbers,
     )
 
 
@@ -203,6 +210,7 @@ def tokenize_table(
     layout: Layout = "packed",
     text: str = "text",
     label: str | None = None,
+    keep: Sequence[str] = (),
     subject: str = "table",
 ) -> pa.Table:
     """Turn a column of text into inputs, with the tokens that follow or classes as labels.
@@ -214,11 +222,13 @@ def tokenize_table(
         layout: `packed` or `padded`.
         text: Name of the column.
         label: Name of a column of classes to keep as the labels; it needs the layout `padded`.
+        keep: Names of further columns: each row gets the values of the text that it begins in. So
+            rows of tokens can be dealt to nodes by author or title.
         subject: What errors call the table.
 
     Returns:
-        A table with the columns `input` and `label`. Its metadata is the table's, with `tokenizer`,
-        `vocabulary` and `padding`.
+        A table with the columns `input`, `label` and those kept. Its metadata is the table's, with
+        `tokenizer`, `vocabulary` and `padding`.
 
     Raises:
         DataError: If a column is missing or of another type, there is no text in it, or classes
@@ -226,13 +236,20 @@ def tokenize_table(
     """
     if length < 2:
         raise DataError("length", f"{length} leaves nothing to predict", "give 2 or more")
-    for name in (text, label):
+    for name in (text, label, *keep):
         if name is not None and name not in table.column_names:
             raise DataError(
                 subject,
                 f"has no column {name!r}, only {', '.join(table.column_names) or 'none at all'}",
-                "name one of these as the text or the label",
+                "name one of these as the text, the label or one to keep",
             )
+    taken = sorted({"input", "label"} & set(keep))
+    if taken:
+        raise DataError(
+            f"column {taken[0]}",
+            "can't be kept beside the tokens' own of that name",
+            "rename it, or name it as the label",
+        )
     if label is not None and layout == "packed":
         raise DataError(
             f"label {label}",
@@ -248,13 +265,14 @@ def tokenize_table(
     }
     if label is not None:
         classes = label_values(table.column(label), subject, label)
-        return make_table(padded(texts, tokenizer, length), classes, facts)
+        made = make_table(padded(texts, tokenizer, length), classes, facts)
+        return _with_kept(made, table, keep, np.arange(len(texts)))
     facts.pop("classes", None)
     rows = packed if layout == "packed" else padded_language
-    inputs, labels = rows(texts, tokenizer, length)
+    inputs, labels, numbers = rows(texts, tokenizer, length)
     if not len(inputs):
         raise DataError(subject, f"column {text!r} holds no text", "name a column with text")
-    return make_table(inputs, labels, facts)
+    return _with_kept(make_table(inputs, labels, facts), table, keep, numbers)
 
 
 def tokenize_file(
@@ -266,6 +284,7 @@ def tokenize_file(
     layout: Layout = "packed",
     text: str = "text",
     label: str | None = None,
+    keep: Sequence[str] = (),
 ) -> pa.Table:
     """Turn a file of text into a shard of tokens.
 
@@ -278,6 +297,7 @@ def tokenize_file(
         layout: Likewise.
         text: Likewise.
         label: Likewise.
+        keep: Likewise.
 
     Returns:
         The table that was written.
@@ -289,8 +309,8 @@ def tokenize_file(
     if "://" not in source and Path(source).suffix == ".txt":
         table = pa.table({text: [_read_text(Path(source).expanduser())]})
     else:
-        columns = [text] if label is None else [text, label]
-        table = read_table(source, columns)
+        columns = [name for name in (text, label) if name is not None]
+        table = read_table(source, list(dict.fromkeys([*columns, *keep])))
     made = tokenize_table(
         table,
         tokenizer,
@@ -298,9 +318,21 @@ def tokenize_file(
         layout=layout,
         text=text,
         label=label,
+        keep=keep,
         subject=without_secrets(source),
     )
     write_shard(out, made)
+    return made
+
+
+def _no_rows(length: int) -> tuple[Tokens, Tokens, Rows]:
+    empty = np.empty((0, length), np.int32)
+    return empty, empty, np.empty(0, np.int64)
+
+
+def _with_kept(made: pa.Table, table: pa.Table, keep: Sequence[str], numbers: Rows) -> pa.Table:
+    for name in dict.fromkeys(keep):
+        made = made.append_column(name, table.column(name).take(pa.array(numbers)))
     return made
 
 

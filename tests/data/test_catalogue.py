@@ -10,17 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ray_snake.archive import Archive, cache_folder, cached_archive
 from ray_snake.data import NodeDataset, ShardSource, read_table
-from ray_snake.data.archive import Archive, cache_folder, cached_archive
-from ray_snake.data.catalogue import (
-    CATALOGUE,
-    Cifar10,
-    Mnist,
-    Reviews,
-    channel_statistics,
-    fetch,
-    idx_array,
-)
+from ray_snake.data.catalogue import CATALOGUE, fetch
+from ray_snake.data.corpora import Reviews
+from ray_snake.data.pictures import Cifar10, Mnist, channel_statistics, idx_array
 from ray_snake.data.shards import metadata_of
 from ray_snake.errors import DataError
 
@@ -305,11 +299,11 @@ def test_the_cache_is_where_the_user_wants_it(tmp_path, monkeypatch):
 
 
 def test_the_catalogue_is_pinned():
-    assert sorted(CATALOGUE) == ["cifar10", "mnist", "reviews"]
+    assert sorted(CATALOGUE) == ["cifar10", "mnist", "reviews", "shakespeare"]
     for data_set in CATALOGUE.values():
         assert len(bytes.fromhex(data_set.archive.sha256)) == 32
         assert data_set.archive.version in data_set.archive.command
-    with pytest.raises(DataError, match="known: cifar10, mnist, reviews"):
+    with pytest.raises(DataError, match="known: cifar10, mnist, reviews, shakespeare"):
         fetch("imagenet", "out")
 
 

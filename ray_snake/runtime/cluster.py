@@ -215,7 +215,10 @@ def node_options(request: Request) -> dict[str, Any]:
 
 
 def host_options(
-    request: Request, hosted: Iterable[str], reserved: PlacementGroup | None = None
+    request: Request,
+    hosted: Iterable[str],
+    reserved: PlacementGroup | None = None,
+    bundle: int = -1,
 ) -> dict[str, Any]:
     """Return the Ray options that choose a node actor's machine.
 
@@ -228,9 +231,10 @@ def host_options(
         hosted: The machine of each actor of the run so far.
         reserved: What the run may use, as the trial of a sweep; none: the cluster. Its bundles are
             where the labels say: see `ray_snake.tune.tune_resources`.
+        bundle: Which of its bundles; -1: any.
     """
     if request.amounts and reserved is not None:
-        return {"scheduling_strategy": PlacementGroupSchedulingStrategy(reserved)}
+        return {"scheduling_strategy": PlacementGroupSchedulingStrategy(reserved, bundle)}
     labels = dict(request.labels)
     machines = host_machines(request)
     if request.amounts or not machines:
@@ -240,6 +244,16 @@ def host_options(
         "label_selector": {**labels, NODE_ID_LABEL: min(machines, key=counts.__getitem__)},
         "fallback_strategy": [{"label_selector": labels}],
     }
+
+
+def bundles(
+    groups: Sequence[NodeGroup], reserved: PlacementGroup | None
+) -> dict[tuple[int, ...], int]:
+    """Return the bundle of each process that reserves something, as `tune_resources` has them."""
+    asking = [group.nodes for group in groups if group.request.amounts]
+    if reserved is None or reserved.bundle_count != 1 + len(asking):
+        return {}
+    return {nodes: number for number, nodes in enumerate(asking, 1)}
 
 
 def with_gpu_shares(groups: Sequence[NodeGroup]) -> list[NodeGroup]:

@@ -34,6 +34,7 @@ from ray_snake.runtime.actors import (
 )
 from ray_snake.runtime.cluster import (
     NODE_ID_LABEL,
+    bundles,
     draining,
     has_room,
     host_options,
@@ -252,6 +253,7 @@ class RayNodeLauncher:
         self._nodes = nodes
         self._recipe = recipe
         self._requests = {group.nodes: group.request for group in groups}
+        self._bundles = bundles(groups, reserved)
         self._server = server
         self._actors: dict[tuple[int, ...], Any] = {}
         self._machines: dict[tuple[int, ...], str] = {}
@@ -264,7 +266,8 @@ class RayNodeLauncher:
         """Start the actor of these nodes and wait until it has opened their shards."""
         specs = {node: self._specs[node] for node in group if node in self._specs}
         request = self._requests[group]
-        where = host_options(request, self._machines.values(), self._reserved)
+        bundle = self._bundles.get(group, -1)
+        where = host_options(request, self._machines.values(), self._reserved, bundle)
         kind = actor_class(SnakeNode, **node_options(request), **where)
         actor = kind.remote(specs, self._recipe)
         self._actors[group] = actor

@@ -159,7 +159,12 @@ def mapped(path: Path) -> dict[str, Tensor]:
     return found
 
 
-def visit(shape: Shape, folder: Path, trained: Sequence[int], **training: Any) -> None:  # noqa: ANN401
+def visit(
+    shape: Shape,
+    folder: Path,
+    trained: Sequence[int],
+    **training: Any,  # noqa: ANN401 - any setting
+) -> None:
     """Train some blocks in a visit: all of them is full fine-tuning."""
     train_visit(
         stored_stack(shape, folder),

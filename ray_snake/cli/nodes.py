@@ -66,8 +66,8 @@ def list_nodes(run: str, as_json: bool) -> None:
             if row.get("node") == request.node and row["state"] == "member":
                 row["state"] = "asked to leave"
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for heading, side in (("node", "left"), ("name", "left"), ("state", "left")):
-        table.add_column(heading, justify=side, no_wrap=True)  # type: ignore[arg-type]
+    for heading in ("node", "name", "state"):
+        table.add_column(heading, no_wrap=True)
     for heading in ("rows", "visits", "joined", "left", "pace"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:

@@ -30,6 +30,7 @@ class DeviceFeed:
         self._blocks = blocks
         self._device = device
         self._order = sorted(blocks)
+        # torch has no types for this and for events.
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         largest = max(map(_padded_bytes, blocks.values()), default=0)
         self._buffers = [

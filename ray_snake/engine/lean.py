@@ -285,5 +285,6 @@ def _pair(size: Size) -> tuple[int, int]:
 
 
 def _apply(function: type[Function], *args: object) -> Tensor:
+    # torch has no types for it.
     y: Tensor = function.apply(*args)  # type: ignore[no-untyped-call]
     return y

@@ -78,7 +78,7 @@ class Family(ABC):
                 features = parts[name](features)
         return features
 
-    def mask(self, number: int, features: Tensor, real: Tensor | None) -> Any:  # noqa: ANN401
+    def mask(self, number: int, features: Tensor, real: Tensor | None) -> Any:  # noqa: ANN401 - what transformers' layers take
         """Return the mask of attention that layer `number` expects."""
         from transformers.masking_utils import create_causal_mask
 
@@ -122,7 +122,7 @@ class Rotating(Family):
         bound = getattr(self.config, "final_logit_softcapping", None)
         return scores if bound is None else torch.tanh(scores / bound) * bound
 
-    def mask(self, number: int, features: Tensor, real: Tensor | None) -> Any:  # noqa: ANN401
+    def mask(self, number: int, features: Tensor, real: Tensor | None) -> Any:  # noqa: ANN401 - what transformers' layers take
         """Return the causal mask, of the layer's window where it has one."""
         if self._kind(number) != "sliding_attention":
             return super().mask(number, features, real)
@@ -200,7 +200,7 @@ class BERT(Family):
         scores: Tensor = parts["classifier"](parts["dropout"](pooled))
         return scores
 
-    def mask(self, number: int, features: Tensor, real: Tensor | None) -> Any:  # noqa: ANN401
+    def mask(self, number: int, features: Tensor, real: Tensor | None) -> Any:  # noqa: ANN401 - what transformers' layers take
         """Return the mask of the model's kind of attention."""
         if self.config.is_decoder:
             return super().mask(number, features, real)

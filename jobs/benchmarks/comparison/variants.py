@@ -84,7 +84,11 @@ WITHOUT_WARM_UP = {
 }
 
 
-def snake(name: str = "snake", ablates: str = "", **sections: Any) -> Variant:  # noqa: ANN401
+def snake(
+    name: str = "snake",
+    ablates: str = "",
+    **sections: Any,  # noqa: ANN401 - settings of any type
+) -> Variant:
     """Return the default snake with some sections' settings changed."""
     settings: dict[str, Any] = {"strategy": "snake", "snake": SNAKE, "loss": KEPT, **sections}
     settings["training"] = {"suffix": "recompute", **sections.get("training", {})}

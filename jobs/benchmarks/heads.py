@@ -4,8 +4,8 @@
   one head takes: 0.95 of what one head comes to at its end. The small CIFAR-10 set of the
   comparison, Dirichlet 0.1, eight nodes; both halves of a VGG-11 of a quarter's width are spans.
   From the first visit's start; between evaluations in proportion. None where two heads never get
-  there. All settings but `snake.heads` are the same, and evaluations are once a trip: they take
-  little from the heads, which they run beside.
+  there. All settings but `snake.heads` are the same. Evaluations are once a trip: one head leaves
+  a core for them, two don't.
 - `simulated_speedup`: visits in a second with eight heads on 64 nodes over those with one, in the
   simulator: paces lognormal(1, 0.5), links of 1 to 20 MB/s.
 
@@ -41,7 +41,7 @@ PARTITION = "alpha0.1"
 
 @click.command()
 @click.option("--data", default="data/cifar10", show_default=True, help="Folder of the pictures.")
-@click.option("--trips", default=8, show_default=True)
+@click.option("--trips", default=SCALES["small"].trips, show_default=True)
 @click.option("--seeds", default=3, show_default=True, help="Seeds 1 to this; medians count.")
 @click.option("--rate", default=0.01, show_default=True, help="Learning rate.")
 @click.option("--set", "settings", multiple=True, help="Change a setting of both.")

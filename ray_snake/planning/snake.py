@@ -115,9 +115,11 @@ class Snake(Strategy):
             choice = self._adaptation.suit(
                 node, trip=trip, proposed=proposed, places=free, counts=counts
             )
+        elif proposed in free and self._is_least(proposed, counts):
+            choice = self._unchanged[proposed]
         else:
-            least = min(counts[one] for one in free) + self._order.stay - 1
-            due = [one for one in free if counts[one] <= least]
+            least = min(counts[one] for one in free) + self._order.stay
+            due = [one for one in free if counts[one] < least]
             choice = self._unchanged[min(due, key=lambda one: (abs(one - proposed), one))]
         there = free[choice.place]
         return Visit(
@@ -135,8 +137,11 @@ class Snake(Strategy):
         """Return whether a node has trained no other span less often; so heads keep to coverage."""
         if self._adaptation is not None or visit.place is None:
             return True
-        counts = self.coverage.counts(visit.node)
-        return counts[visit.place] < min(counts) + self._order.stay
+        return self._is_least(visit.place, self.coverage.counts(visit.node))
+
+    def _is_least(self, place: int, counts: Sequence[int]) -> bool:
+        """Return whether coverage leaves a place open to a node with such counts."""
+        return counts[place] < min(counts) + self._order.stay
 
     def is_warm_up(self, visit: Visit) -> bool:
         """Return whether a visit trains the whole model, as only some nodes may be able to."""

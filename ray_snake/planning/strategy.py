@@ -83,6 +83,12 @@ class Strategy(ABC):
         del visit
         return None
 
+    def damping(self, visit: Visit) -> float:
+        """Return the share of its change that a visit returns: all of it where others wait."""
+        snake = self.config.snake
+        alone = snake.heads == 1 or visit.trip <= snake.heads_after_trips
+        return 1.0 if alone or visit.place is None else snake.damping
+
     def is_warm_up(self, visit: Visit) -> bool:
         """Return whether a visit needs more of its node than most nodes can give."""
         del visit

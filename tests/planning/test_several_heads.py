@@ -73,6 +73,16 @@ def test_ends_train_along_where_spans_are_left_for_all_heads():
     assert idle_share(done, heads=2) == pytest.approx(0, abs=0.02)
 
 
+def test_only_visits_beside_others_are_damped():
+    snake = snake_of(heads=2, heads_after_trips=1, damping=0.5, span_width=5, trips=2)
+    shares = {visit.trip: snake.damping(visit) for *_, visit in crawl(snake, lambda visit: 1.0)}
+    assert shares == {1: 1.0, 2: 0.5}
+    warm = snake_of(heads=2, warmup_trips=1, damping=0.5, span_width=5, trips=1)
+    assert {warm.damping(visit) for *_, visit in crawl(warm, lambda visit: 1.0)} == {1.0}
+    alone = snake_of(heads=1, damping=0.5, span_width=5, trips=1)
+    assert {alone.damping(visit) for *_, visit in crawl(alone, lambda visit: 1.0)} == {1.0}
+
+
 def test_an_end_of_no_span_trains_along_beside_other_heads():
     snake = snake_of(heads=2, spans=((0, 1, 2, 3), (4, 5, 6, 7, 8)), train_last=True)
     done = crawl(snake, lambda visit: 1.0)

@@ -23,25 +23,69 @@ with connected("local"):
 changed = sorted(name for name, text in os.environ.items() if before.get(name) != text)
 print(json.dumps({"started": started, "changed": changed}))
 """
+FORKED = """
+import json, os, signal, sys
+from pathlib import Path
+import ray
+from ray_snake.runtime.cluster import connected
+
+class Worker:
+    def begun(self):
+        return os.getppid(), "torch" in sys.modules
+
+def parent_of(number):
+    return int(Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[1])
+
+def ask():
+    parent, warm = ray.get(ray.remote(num_cpus=0)(Worker).remote().begun.remote(), timeout=120)
+    command = Path(f"/proc/{parent}/cmdline").read_bytes().decode().split(chr(0))
+    return {"parent": parent, "torch": warm, "ours": parent_of(parent) == os.getpid(),
+            "of": "raylet" if "raylet" in command[0] else command[2]}
+
+with connected("local"):
+    said = [ask(), ask()]
+    os.kill(said[0]["parent"], signal.SIGKILL)
+    # Those that Ray has begun already may still be forked ones.
+    while "raylet" not in said[-1]["of"]:
+        said.append(ask())
+print(json.dumps(said))
+"""
 
 
-def test_an_embedded_cluster_starts_only_what_a_run_uses():
+def outside_a_cluster(program):
+    """What a program prints last, in an interpreter that knows of no cluster."""
     # Not pytest's own temporary folder: a socket's path has to be short.
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, "HOME": folder, "RAY_TMPDIR": folder}
         for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN_PATH"):
             environment.pop(name, None)
         done = subprocess.run(
-            [sys.executable, "-c", EMBEDDED],
+            [sys.executable, "-c", program],
             env=environment,
             capture_output=True,
             text=True,
             check=True,
         )
-    seen = json.loads(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_an_embedded_cluster_starts_only_what_a_run_uses():
+    seen = outside_a_cluster(EMBEDDED)
     assert any("raylet" in command for command in seen["started"])
     for service in ("log_monitor.py", "monitor.py", "dashboard.py"):
         assert not [command for command in seen["started"] if service in command]
     # What was set for Ray's processes is not left to whatever the program starts next.
     assert not [name for name in seen["changed"] if name.startswith("RAY_raylet")]
     assert "RAY_event_stats" not in seen["changed"]
+    assert "RAY_SNAKE_WARM_PROCESS" not in seen["changed"]
+
+
+def test_workers_of_an_embedded_cluster_are_forked_or_else_begin_as_ray_has_it():
+    first, second, *others = outside_a_cluster(FORKED)
+    assert first == second
+    assert first["torch"]
+    assert first["ours"]
+    assert "warm.serve" in first["of"]
+    # The warm process was killed: nothing hangs, and workers import for themselves.
+    assert others[-1]["of"] == "raylet"
+    assert not others[-1]["torch"]

@@ -1,8 +1,8 @@
 """The process that an embedded cluster's workers are forked from: it has imported what they need.
 
-Forked, they share what Ray, torch and this package leave in memory, until they write to it, and
-are there at once; each would else take 150 MiB and four CPU seconds for that. Asked by
-`worker_entry`, which Ray runs in place of its own script for a worker.
+Forked, they share what Ray, torch and this package leave in memory, until they write to it; each
+would else take 150 MiB and two CPU seconds for that. Asked by `worker_entry`, which Ray runs in
+place of its own script for a worker.
 """
 
 from __future__ import annotations

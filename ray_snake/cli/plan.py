@@ -12,7 +12,7 @@ from rich.table import Table
 
 from ray_snake.cli.options import config_argument, set_option
 from ray_snake.config import SnakeConfig
-from ray_snake.planning.memory import rows_at_once
+from ray_snake.planning.memory import rows_at_once, suffix_of
 from ray_snake.planning.span import Visit
 from ray_snake.telemetry.format import format_bytes, format_seconds
 
@@ -64,7 +64,7 @@ def plan(config: Path, settings: tuple[str, ...], shown_trips: int) -> None:
             _ranges(row.visit.trained),
             str(nodes[row.visit.node].samples),
             str(rows_at_once(training, nodes[row.visit.node].samples)[0]),
-            training.residency,
+            f"{training.residency}, {suffix_of(training)}",
             format_seconds(row.cost.seconds),
             format_bytes(row.cost.private_bytes),
             format_bytes(row.bytes_pulled),

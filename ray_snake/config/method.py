@@ -185,11 +185,12 @@ class TrainingConfig(Section):
     clip_norm: Annotated[PositiveFloat | None, BeforeValidator(none_if_named)] = Field(
         default=5.0, description='Largest norm of a step\'s gradient; "none" switches clipping off.'
     )
-    suffix: Literal["eager", "recompute", "lean"] = Field(
-        default="eager",
+    suffix: Literal["auto", "eager", "recompute", "lean"] = Field(
+        default="auto",
         description="What frozen blocks behind a trained one keep for the backward pass. `eager`: "
         "what torch keeps. `recompute`: their input alone; they run again then, to the same bits. "
-        "`lean`: the least that the gradient of their input needs, to the same up to rounding.",
+        "`lean`: the least that the gradient of their input needs, to the same up to rounding. "
+        "`auto`: `eager`, or `lean` where a node's memory limit asks for it.",
     )
     residency: Literal["resident", "stream"] = Field(
         default="resident",

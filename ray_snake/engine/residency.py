@@ -23,6 +23,7 @@ from ray_snake.engine.device_feed import DeviceFeed
 from ray_snake.engine.recompute import run_again
 from ray_snake.engine.stack import BlockRun, BlockStack
 from ray_snake.engine.suffix import suffix_runs, where_gradients_flow
+from ray_snake.planning.memory import suffix_of
 
 DTYPES: dict[str, torch.dtype | None] = {
     "model": None,
@@ -65,7 +66,7 @@ class FrozenBlocks:
         self.streams = training.residency == "stream"
         self._stack = stack
         self._trained = frozenset(trained)
-        self._suffix = training.suffix
+        self._suffix = suffix_of(training)
         self._dtype = DTYPES[training.frozen_dtype]
         self._device = device
         self._brings_in = brings_in(training)

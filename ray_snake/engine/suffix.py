@@ -21,7 +21,7 @@ def suffix_runs(
     Args:
         stack: The network, in which the others are frozen.
         trained: Numbers of the blocks that train.
-        suffix: The setting `training.suffix`.
+        suffix: What `training.suffix` comes to.
     """
     frozen = {index: block for index, block in enumerate(stack.blocks) if index not in trained}
     if suffix == "recompute":

@@ -10,6 +10,9 @@ from ray_snake.planning.blocks import BlockCost
 from ray_snake.planning.cost import VisitModel, total_steps
 from ray_snake.planning.span import Visit
 
+FEW_ROWS = 8
+"""With fewer at once a step takes markedly longer than in one piece."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
@@ -31,26 +34,39 @@ class Fit:
 def ways_to_train(training: TrainingConfig, rows: int) -> Iterator[TrainingConfig]:
     """Yield the settings that a node may train with, in the order in which they are tried.
 
-    With `micro_batch = "auto"` first fewer and fewer rows at once, which takes next to no time;
-    then frozen blocks that come and go, which takes one more forward pass of those behind the
-    span; at last with their outputs in files alone. Otherwise the settings as they are.
+    With `micro_batch = "auto"` first fewer and fewer rows at once, which takes next to no time
+    until they are few; then, with `suffix = "auto"`, a lean suffix, which takes up to one more
+    forward pass of the frozen blocks behind the span, with as few rows as must be; then frozen
+    blocks that come and go, which takes a whole one; at last with their outputs in files alone.
+    What is not `auto` stays as it is.
 
     Args:
         training: The run's settings.
         rows: Of the node's shard.
     """
+    # A suffix that streams runs again whatever the setting says.
+    open_ended = training.suffix == "auto" and training.residency == "resident"
+    suffixes = ["eager", "lean"] if open_ended else [training.suffix]
     if training.micro_batch != "auto":
-        yield training
+        for suffix in suffixes:
+            yield training.model_copy(update={"suffix": suffix})
         return
     sizes = [min(training.batch_size, rows)]
     while sizes[-1] > 1:
         sizes.append(-(-sizes[-1] // 2))
-    ways = [(training.residency, training.cache_bytes)]
-    ways += [("stream", training.cache_bytes), ("stream", 0)]
-    for residency, cache_bytes in dict.fromkeys(ways):
+    ways = [(training.residency, one, training.cache_bytes) for one in suffixes]
+    ways += [("stream", suffixes[-1], one) for one in (training.cache_bytes, 0)]
+    for residency, suffix, cache_bytes in dict.fromkeys(ways):
         for size in sizes:
+            if size < min(FEW_ROWS, sizes[0]) and suffix != suffixes[-1]:
+                continue
             yield training.model_copy(
-                update={"residency": residency, "micro_batch": size, "cache_bytes": cache_bytes}
+                update={
+                    "residency": residency,
+                    "suffix": suffix,
+                    "micro_batch": size,
+                    "cache_bytes": cache_bytes,
+                }
             )
 
 

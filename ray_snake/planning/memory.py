@@ -31,8 +31,13 @@ def frozen_factor(block: BlockCost, training: TrainingConfig) -> float:
 
 
 def suffix_of(training: TrainingConfig) -> Literal["eager", "recompute", "lean"]:
-    """Return how frozen blocks run behind a trained one: those that come and go run again."""
-    return "recompute" if training.residency == "stream" else training.suffix
+    """Return how frozen blocks run behind a trained one.
+
+    Those that come and go run again. `auto` that no memory limit has decided is `eager`.
+    """
+    if training.residency == "stream":
+        return "recompute"
+    return "eager" if training.suffix == "auto" else training.suffix
 
 
 def rows_at_once(training: TrainingConfig, rows: int) -> tuple[int, int]:

@@ -19,22 +19,10 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from ray_snake.config import NodesConfig
 from ray_snake.data import ShardSource
 from ray_snake.errors import ConfigError, ResourceError, RunError, SnakeError
+from ray_snake.runtime.embedded import lean
 from ray_snake.runtime.placement import NodeGroup, Request, setting_of
+from ray_snake.runtime.warm import WarmProcess
 
-# Of an embedded cluster. Its processes would else report to each other, and to a dashboard that is
-# not there, several times a second, which between visits is all they do.
-SETTINGS = {
-    "RAY_enable_metrics_collection": "0",
-    "RAY_event_stats": "0",
-    "RAY_gcs_pull_resource_loads_period_milliseconds": "10000",
-    "RAY_io_context_event_loop_lag_collection_interval_ms": "0",
-    "RAY_memory_monitor_refresh_ms": "1000",
-    "RAY_raylet_report_resources_period_milliseconds": "1000",
-    "RAY_task_events_report_interval_ms": "0",
-}
-# Ray starts a worker for every CPU before any is asked for. Driver, engine and nodes take over that
-# many; on larger machines the others would only cost 60 MiB and most of a CPU second each.
-PRESTARTED_WORKERS = 4
 NODE_ID_LABEL = "ray.io/node-id"
 """The label with a machine's id, which Ray gives to each."""
 
@@ -58,66 +46,21 @@ def connected(address: str | None) -> Iterator[None]:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         quiet["include_dashboard"] = False
     on_sigterm = signal.getsignal(signal.SIGTERM)
+    warm = WarmProcess()
     try:
-        with _lean() if address == "local" else contextlib.nullcontext():
-            ray.init(address=address, **quiet)
-    except Exception as error:
-        # Ray raises anything here, down to a bare Exception when a start takes too long.
-        raise _no_cluster(address, error) from None
-    if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
-        # Ray puts a handler in its place that exits with the signal's number.
-        signal.signal(signal.SIGTERM, on_sigterm)
-    try:
+        try:
+            with lean(warm) if address == "local" else contextlib.nullcontext():
+                ray.init(address=address, **quiet)
+        except Exception as error:
+            # Ray raises anything here, down to a bare Exception when a start takes too long.
+            raise _no_cluster(address, error) from None
+        if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
+            # Ray puts a handler in its place that exits with the signal's number.
+            signal.signal(signal.SIGTERM, on_sigterm)
         yield
     finally:
         ray.shutdown()
-
-
-@contextlib.contextmanager
-def _lean() -> Iterator[None]:
-    """Have an embedded cluster start and do only what a run uses of it.
-
-    Ray has no option against its autoscaler, its log monitor and, even with the dashboard switched
-    off, its dashboard server. They would take 160 MiB and some three CPU seconds, and do nothing:
-    the cluster doesn't grow, and no log is shown. To learn whether a dashboard could be served, it
-    imports all that one needs, 15 MiB; told that it can't, it has an agent serve none either. What
-    a user has set for Ray holds.
-    """
-    try:
-        from ray._private import utils
-        from ray._private.node import Node
-    except ImportError:
-        # A later Ray may have it elsewhere; then it starts all that it has.
-        yield
-        return
-
-    def start_nothing(node: Node, **_: object) -> None:
-        pass
-
-    def unwanted() -> ImportError:
-        return ImportError("an embedded cluster has no dashboard")
-
-    changes: list[tuple[Any, str, Callable[..., Any]]] = [
-        (Node, "start_monitor", start_nothing),
-        (Node, "start_log_monitor", start_nothing),
-        (Node, "start_api_server", start_nothing),
-        (utils, "get_dashboard_dependency_error", unwanted),
-    ]
-    changes = [one for one in changes if hasattr(*one[:2])]
-    kept = [(owner, name, getattr(owner, name)) for owner, name, _ in changes]
-    settings = {name: text for name, text in SETTINGS.items() if name not in os.environ}
-    if (os.cpu_count() or 1) > PRESTARTED_WORKERS:
-        settings.setdefault("RAY_prestart_worker_first_driver", "0")
-    for owner, name, other in changes:
-        setattr(owner, name, other)
-    os.environ.update(settings)
-    try:
-        yield
-    finally:
-        for name in settings:
-            del os.environ[name]
-        for owner, name, function in kept:
-            setattr(owner, name, function)
+        warm.end()
 
 
 def _no_cluster(address: str, error: Exception) -> ResourceError:

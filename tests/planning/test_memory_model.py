@@ -203,12 +203,21 @@ def test_a_node_without_a_limit_trains_whole_batches_all_at_once(blocks):
 
 
 def test_fewer_rows_at_once_come_before_streaming():
-    ways = list(ways_to_train(TrainingConfig(batch_size=4, micro_batch="auto"), 64))
+    training = TrainingConfig(batch_size=4, micro_batch="auto", suffix="lean")
+    ways = list(ways_to_train(training, 64))
     tried = [(one.residency, one.micro_batch, one.cache_bytes > 0) for one in ways]
     assert tried == [
         *(("resident", size, True) for size in (4, 2, 1)),
         *(("stream", size, True) for size in (4, 2, 1)),
         *(("stream", size, False) for size in (4, 2, 1)),
+    ]
+
+
+def test_a_lean_suffix_comes_between_few_rows_and_one_at_a_time():
+    ways = list(ways_to_train(TrainingConfig(batch_size=16, micro_batch="auto"), 64))
+    assert [(one.suffix, one.micro_batch) for one in ways if one.residency == "resident"] == [
+        *(("eager", size) for size in (16, 8)),
+        *(("lean", size) for size in (16, 8, 4, 2, 1)),
     ]
 
 

@@ -23,25 +23,84 @@ with connected("local"):
 changed = sorted(name for name, text in os.environ.items() if before.get(name) != text)
 print(json.dumps({"started": started, "changed": changed}))
 """
+FORKED = """
+import json, os, select, signal, sys
+from pathlib import Path
+import ray
+from ray_snake.runtime.cluster import connected
+
+class Worker:
+    def begun(self):
+        return os.getpid(), os.getppid(), "torch" in sys.modules
+
+def parent_of(number):
+    return int(Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[1])
+
+def ask():
+    worker = ray.remote(num_cpus=0)(Worker).remote()
+    number, parent, warm = ray.get(worker.begun.remote(), timeout=120)
+    command = Path(f"/proc/{parent}/cmdline").read_bytes().decode().split(chr(0))
+    workers[number] = worker, os.pidfd_open(number)
+    return {"number": number, "parent": parent, "torch": warm,
+            "ours": parent_of(parent) == os.getpid(),
+            "of": "raylet" if "raylet" in command[0] else command[2]}
+
+workers = {}
+with connected("local"):
+    first, second = ask(), ask()
+    os.kill(first["number"], signal.SIGKILL)
+    try:
+        ray.get(workers[first["number"]][0].begun.remote(), timeout=120)
+    except ray.exceptions.ActorDiedError:
+        first["noticed"] = True
+    os.kill(first["parent"], signal.SIGKILL)
+    third = ask()
+    # Those that Ray has begun already may still be forked ones.
+    while "raylet" not in third["of"]:
+        third = ask()
+left = [one for one, (_, file) in workers.items() if not select.select([file], [], [], 60)[0]]
+print(json.dumps([first, second, third, left]))
+"""
 
 
-def test_an_embedded_cluster_starts_only_what_a_run_uses():
+def outside_a_cluster(program):
+    """What a program prints last, in an interpreter that knows of no cluster."""
     # Not pytest's own temporary folder: a socket's path has to be short.
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, "HOME": folder, "RAY_TMPDIR": folder}
         for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN_PATH"):
             environment.pop(name, None)
         done = subprocess.run(
-            [sys.executable, "-c", EMBEDDED],
+            [sys.executable, "-c", program],
             env=environment,
             capture_output=True,
             text=True,
             check=True,
         )
-    seen = json.loads(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_an_embedded_cluster_starts_only_what_a_run_uses():
+    seen = outside_a_cluster(EMBEDDED)
     assert any("raylet" in command for command in seen["started"])
     for service in ("log_monitor.py", "monitor.py", "dashboard.py"):
         assert not [command for command in seen["started"] if service in command]
     # What was set for Ray's processes is not left to whatever the program starts next.
     assert not [name for name in seen["changed"] if name.startswith("RAY_raylet")]
     assert "RAY_event_stats" not in seen["changed"]
+    assert "RAY_SNAKE_WARM_PROCESS" not in seen["changed"]
+
+
+def test_workers_of_an_embedded_cluster_are_forked_or_else_begin_as_ray_has_it():
+    first, second, third, left = outside_a_cluster(FORKED)
+    for one in (first, second):
+        assert one["torch"]
+        assert one["ours"]
+        assert "warm.serve" in one["of"]
+    assert first["parent"] == second["parent"]
+    # Ray sees the end of a forked worker, and ends it with the cluster, as one that it began.
+    assert first["noticed"]
+    assert not left
+    # The warm process was killed: nothing hangs, and workers import for themselves.
+    assert third["of"] == "raylet"
+    assert not third["torch"]

@@ -20,6 +20,7 @@ COSTS = tuple(
         saved_bytes=500,
         input_bytes=100,
         output_bytes=100,
+        lean_bytes=400,
     )
     for index in range(6)
 )
@@ -46,6 +47,18 @@ def config(limit=0, *, each=(), snake=None, **training):
 
 def ways(nodes):
     return [(one.training.residency, one.training.micro_batch) for one in nodes]
+
+
+def suffixes(nodes):
+    return {one.training.suffix for one in nodes}
+
+
+def peak(settings, **training):
+    """Return what the largest visit takes, as a refusal says it."""
+    changed = settings.training.model_copy(update={"micro_batch": None, **training})
+    with pytest.raises(ConfigError) as caught:
+        fit_nodes(settings.model_copy(update={"training": changed}), NODES, COSTS)
+    return int(str(caught.value).partition("takes ")[2].split(";")[0])
 
 
 def test_only_settings_with_a_limit_have_one():
@@ -77,6 +90,28 @@ def test_a_node_for_which_one_row_is_too_many_streams():
     # Three trained blocks with momentum take 900,000; three copies 150,000 more, and one 50,000.
     (found,) = set(ways(fit_nodes(config(1_010_000, **copies), NODES, large)))
     assert found[0] == "stream"
+
+
+def test_a_suffix_runs_lean_where_the_limit_asks_for_it_and_nowhere_else():
+    eager, lean = (peak(config(5), suffix=one) for one in ("eager", "lean"))
+    assert lean < eager
+    whole = {"micro_batch": None}
+    assert suffixes(fit_nodes(config(eager, **whole), NODES, COSTS)) == {"eager"}
+    assert suffixes(fit_nodes(config(lean, **whole), NODES, COSTS)) == {"lean"}
+    assert suffixes(fit_nodes(config(lean, **whole, suffix="recompute"), NODES, COSTS)) == {
+        "recompute"
+    }
+    with pytest.raises(ConfigError, match=r'set training\.suffix to "auto"'):
+        fit_nodes(config(lean, **whole, suffix="eager"), NODES, COSTS)
+
+
+def test_fewer_rows_at_once_come_before_a_lean_suffix_until_they_are_few():
+    eager = peak(config(5), suffix="eager", micro_batch=8)
+    found = fit_nodes(config(eager), NODES, COSTS)
+    assert suffixes(found) == {"eager"}
+    assert ways(found) == [("resident", 8)] * 3
+    found = fit_nodes(config(eager - 1), NODES, COSTS)
+    assert suffixes(found) == {"lean"}
 
 
 def test_a_refusal_says_by_how_much_it_does_not_fit_and_who():

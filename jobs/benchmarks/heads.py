@@ -73,6 +73,8 @@ def main(
             common = [
                 f"snake.trips={trips}",
                 "snake.span_width=5",
+                # Of visits beside others alone.
+                "snake.damping=0.5",
                 f'model.options={{channels=3, classes=10, norm="group", width={scale.width}}}',
                 f"training.learning_rate={rate}",
                 f"training.batch_size={scale.batch_size}",

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 
 from ray_snake.errors import ModelError
@@ -25,6 +25,13 @@ if TYPE_CHECKING:
 NAME = "default"
 """What peft calls a model's first adapters."""
 KEY = "model.options.lora"
+
+# The registry takes options strictly, and neither TOML nor JSON has tuples.
+Targets = Annotated[
+    tuple[str, ...],
+    BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value),
+    Field(min_length=1),
+]
 
 
 class Lora(Section):
@@ -41,7 +48,7 @@ class Lora(Section):
     rank: PositiveInt = 8
     alpha: PositiveFloat = 16.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    targets: Annotated[tuple[str, ...] | None, Field(strict=False, min_length=1)] = None
+    targets: Targets | None = None
 
 
 def add_adapters(

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from scenarios import kill, on_visit, pid_of
 
 from ray_snake import SnakeConfig, SnakeTrainer
-from ray_snake.cli.main import main
+from ray_snake.cli.export import export
 from ray_snake.models.registry import build_model
 from ray_snake.runtime.events import NodeLost, Recovering
 from ray_snake.runtime.journal import DRIVER, EvaluationRecord, Journal
@@ -104,7 +104,7 @@ def test_with_the_models_files_at_hand_adapters_alone_travel(mapped):
 
 def test_the_loss_falls_and_bases_stay(mapped):
     records = [one for one in Journal(Storage(mapped.run)) if isinstance(one, EvaluationRecord)]
-    assert records[-1].loss < 0.95 * records[0].loss
+    assert records[-1].loss < records[0].loss < np.log(TOKENS)
     initial = list(mapped.recipe.initial_blocks())
     blocks = len(mapped.recipe.skeleton())
     for state in RunFolder(Storage(mapped.run)).states():
@@ -119,7 +119,7 @@ def test_export_and_model_have_the_adapters(mapped, stored, tmp_path):
     from transformers import AutoModelForCausalLM
 
     out = tmp_path / "exported"
-    done = CliRunner().invoke(main, ["export", mapped.run, "--format", "hf", "--out", str(out)])
+    done = CliRunner().invoke(export, [mapped.run, "--format", "hf", "--out", str(out)])
     assert done.exit_code == 0, done.output
     assert json.loads((out / "config.json").read_text())["model_type"] == "llama"
     model = AutoModelForCausalLM.from_pretrained(out).eval()

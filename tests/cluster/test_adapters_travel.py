@@ -141,8 +141,8 @@ def test_a_model_that_nodes_have_not_travels_to_their_machine_once(raylets, tmp_
     for one in visits(result):
         first.setdefault(one.node, one)
         own = sum(bases) if first[one.node] is one else 0
-        assert own <= one.bytes_pulled <= own + sum(adapters)
-        # Adapters travel as the codec has them.
+        # Adapters travel whole once, and then as the codec has them.
+        assert own <= one.bytes_pulled < own + 1.5 * sum(adapters)
         assert one.bytes_returned < 0.5 * max(adapters)
     moved = [
         (one.source, one.bytes)

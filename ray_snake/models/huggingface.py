@@ -91,7 +91,8 @@ def huggingface(
 
     Args:
         model: A folder, or an id of a model hub. Weights are read where they are needed first; all
-            other processes read its `config.json` alone.
+            other processes read its `config.json`, and with adapters what never trains, where it is
+            there.
         config: Changes to its configuration; without a model the whole of it, with `model_type`,
             and the weights are drawn.
         task: `language_modelling` or `sequence_classification`.

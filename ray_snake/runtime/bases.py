@@ -8,9 +8,11 @@ once, like blocks. Importing this does not import torch.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from ray_snake.errors import ModelError
 from ray_snake.layers.state import LayerState
 
 if TYPE_CHECKING:
@@ -23,9 +25,6 @@ def bases_at_hand(stack: BlockStack) -> Iterator[LayerState]:
     Args:
         stack: The network without weights; it has none afterwards. Modules of it that have a method
             `map_base`, as those of `models.transformer_blocks` do, know their files.
-
-    Raises:
-        ModelError: If there are such files, and they can't be read or don't fit.
     """
     from ray_snake.layers.tensors import pack
 
@@ -36,8 +35,8 @@ def bases_at_hand(stack: BlockStack) -> Iterator[LayerState]:
             for module in stack.blocks[block].modules()
             if (mapper := getattr(module, "map_base", None)) is not None
         ]
-        try:
+        # A folder may lack the weights, or be damaged: bases come another way then.
+        with contextlib.suppress(ModelError):
             if mappers and all(mapper() for mapper in mappers):
                 yield pack(part, 0, stack.part(part))
-        finally:
-            stack.unload(block)
+        stack.unload(block)

@@ -269,7 +269,11 @@ def test_a_base_is_mapped_from_files_where_no_copy_is_needed(task, tmp_path):
     assert all(one.is_meta for one in skeleton.parameters())
     assert not list(bases_at_hand(recipe({**options, "dtype": "bfloat16"}).skeleton()))
     assert not list(bases_at_hand(recipe(options_of("llama", task, lora=LORA)).skeleton()))
-    del options["lora"]
+    without = {key: one for key, one in options.items() if key != "lora"}
+    assert not list(bases_at_hand(recipe(without).skeleton()))
+    (tmp_path / "model.safetensors").write_bytes(b"damaged")
+    assert not list(bases_at_hand(recipe(options).skeleton()))
+    (tmp_path / "model.safetensors").unlink()
     assert not list(bases_at_hand(recipe(options).skeleton()))
 
 

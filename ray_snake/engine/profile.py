@@ -44,6 +44,7 @@ def profile_blocks(
     seconds = 0.0
     flops = 0.0
     skeleton.eval()
+    last = len(skeleton) - 1
     for index, name in enumerate(skeleton.names):
         with made_up(skeleton, index) as block:
             block(x)
@@ -80,6 +81,7 @@ def profile_blocks(
                 value_bytes=4 if largest is None else largest.element_size(),
                 largest_bytes=0 if largest is None else _bytes(largest),
                 reads=tuple(sorted(skeleton.reads[index])),
+                position_scores=skeleton.position_scores if index == last else 0,
                 forward_flops=counter.get_total_flops() / batch,
                 saved_bytes=saved.total // batch,
                 input_bytes=x.numel() * x.element_size() // batch,

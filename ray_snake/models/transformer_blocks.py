@@ -184,6 +184,12 @@ class LayerBlock(Block):
 class LanguageBlock(Block):
     """The last block: float (batch, sequence, width) to (batch, sequence, tokens)."""
 
+    @property
+    def position_scores(self) -> int:
+        """The number of tokens; see `BlockStack.position_scores`."""
+        tokens: int = self.family.config.vocab_size
+        return tokens
+
     def forward(self, features: Tensor) -> Tensor:
         """Score the tokens."""
         return self.family.language(self.parts, features)

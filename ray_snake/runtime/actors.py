@@ -29,8 +29,8 @@ from ray_snake.runtime.recipe import Recipe
 from ray_snake.storage import Storage
 
 if TYPE_CHECKING:
+    from ray_snake.engine.batch_result import BatchResult
     from ray_snake.engine.split import Exchange
-    from ray_snake.engine.visit import BatchResult
 
 AnyActor: TypeAlias = Any
 """An actor's handle, which Ray does not type."""

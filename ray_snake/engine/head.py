@@ -82,7 +82,7 @@ class Head:
         into = pieces(self._stack, gradient)
         tensors = (hidden.detach(), targets, *(kept or ()))
         with self._frozen.head() as run:
-            scores = _Scores(run)
+            scores = Scores(run)
             for (part, labels, *own), out in zip(pieces(self._stack, *tensors), into, strict=True):
                 part.requires_grad_(hidden.requires_grad)
                 arrived = None if kept is None else tuple(own)
@@ -115,9 +115,8 @@ class Head:
         teacher = self._objective.teacher
         if not is_wide(self._stack, hidden):
             return teacher.keep(hidden, self._stack(hidden, last))
-        parts = [
-            teacher.keep(part, self._stack(part, last)) for (part,) in pieces(self._stack, hidden)
-        ]
+        scores = Scores(lambda x: self._stack(x, last))
+        parts = [teacher.keep(part, scores(part)) for (part,) in pieces(self._stack, hidden)]
         return tuple(
             torch.cat(one, dim=1).reshape(*hidden.shape[:2], *one[0].shape[2:])
             for one in zip(*parts, strict=True)
@@ -150,8 +149,14 @@ def pieces(stack: BlockStack, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
         yield tuple(one[None, start : start + size] for one in flat)
 
 
-class _Scores(TorchFunctionMode):
-    """Runs a block with linear layers that add to their weight's gradient, and cast it once."""
+class Scores(TorchFunctionMode):
+    """Runs a block again and again: its linear layers add to their weight's gradient in place.
+
+    Under autocast they cast a weight once, of which torch makes a cast for each run.
+
+    Args:
+        run: What runs the block.
+    """
 
     def __init__(self, run: BlockRun) -> None:
         super().__init__()
@@ -160,6 +165,7 @@ class _Scores(TorchFunctionMode):
         self._casts: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, x: Tensor) -> Tensor:
+        """Run the block."""
         with self:
             return self._run(x)
 

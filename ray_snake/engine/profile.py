@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 
 import torch
@@ -28,6 +28,9 @@ def profile_blocks(
 ) -> tuple[list[BlockCost], float]:
     """Run a network of zeros, block by block; nothing is trained.
 
+    Of blocks that say with an equal attribute `alike` that they compute alike, and have weights and
+    inputs of the same shapes, one is measured.
+
     Args:
         skeleton: A stack on the meta device.
         sample_shape: Shape of one input.
@@ -40,12 +43,18 @@ def profile_blocks(
     """
     dtype = torch.int64 if integer_inputs else torch.float32
     x = torch.zeros((batch, *sample_shape), dtype=dtype)
-    costs = []
+    costs: list[BlockCost] = []
+    known: dict[Hashable, tuple[BlockCost, Tensor]] = {}
     seconds = 0.0
     flops = 0.0
     skeleton.eval()
     last = len(skeleton) - 1
     for index, name in enumerate(skeleton.names):
+        kind = _kind(skeleton, index, x)
+        if kind in known:
+            cost, x = known[kind]
+            costs.append(replace(cost, name=name))
+            continue
         with made_up(skeleton, index) as block:
             block(x)
             started = time.perf_counter()
@@ -92,7 +101,17 @@ def profile_blocks(
             )
         )
         x = y.detach()
+        known[kind] = (costs[-1], x)
     return costs, flops / max(seconds, 1e-9)
+
+
+def _kind(skeleton: BlockStack, block: int, x: Tensor) -> Hashable:
+    """Return what is the same of blocks that cost the same for an input."""
+    alike = getattr(skeleton.blocks[block], "alike", None)
+    if alike is None:
+        return block
+    weights = [(one.shape, one.dtype) for one in skeleton.tensors(block).values()]
+    return (alike, *weights, x.shape, x.dtype)
 
 
 def _bytes(tensor: Tensor) -> int:
@@ -125,6 +144,8 @@ def time_blocks(
 ) -> tuple[BlockCost, ...]:
     """Measure how long each block takes on this machine, forward and backward.
 
+    Of blocks that are alike one is measured: see `profile_blocks`.
+
     Args:
         skeleton: A stack on the meta device.
         costs: What is known of its blocks: `profile_blocks`.
@@ -136,6 +157,7 @@ def time_blocks(
     Returns:
         The costs with seconds for one sample: the least of `REPEATS` batches each.
     """
+    known: dict[Hashable, tuple[float, float, float, Tensor]] = {}
     dtype = torch.int64 if integer_inputs else torch.float32
     rows, _ = rows_at_once(training, training.batch_size)
     x = torch.zeros((rows, *sample_shape), dtype=dtype)
@@ -145,8 +167,11 @@ def time_blocks(
     torch.set_num_threads(threads)
     try:
         for index, cost in enumerate(costs):
-            with made_up(skeleton, index, _drawn) as block, computing(training, x.device):
-                forward, frozen, trained, x = _time_block(block, x)
+            kind = _kind(skeleton, index, x)
+            if kind not in known:
+                with made_up(skeleton, index, _drawn) as block, computing(training, x.device):
+                    known[kind] = _time_block(block, x)
+            forward, frozen, trained, x = known[kind]
             timed.append(
                 replace(
                     cost,

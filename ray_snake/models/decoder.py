@@ -61,7 +61,12 @@ class DecoderLayer(nn.Module):
         depth: Layers of the network, for the initial weights.
         dropout: Share of each branch's features dropped in training.
         marks_padding: Whether features of padding arrive as zeros and have to leave as such.
+
+    Attributes:
+        alike: All layers cost the same; see `engine.profile`.
     """
+
+    alike = "layer"
 
     def __init__(
         self,

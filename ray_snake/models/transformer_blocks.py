@@ -174,6 +174,11 @@ class LayerBlock(Block):
         self._number = number
         (self._name,) = self.parts
 
+    @property
+    def alike(self) -> tuple[str, str | None]:
+        """What other layers have too that cost the same; see `engine.profile`."""
+        return "layer", self.family.kind(self._number)
+
     def forward(self, features: Tensor) -> Tensor:
         """Run the layer."""
         real = self.real(features)

@@ -12,7 +12,7 @@ samples the memory of that command and all that it starts.
   dearest one, and of a step of the whole model on one node; `_without_embedding` of visits to
   layers alone.
 - `first_loss`, `last_loss`: of the first and the last visit's training rows, nats per token;
-  `first_perplexity` and `last_perplexity` of the rows that no node has.
+  `perplexity` at the end, of the rows that no node has.
 
     python jobs/benchmarks/half_billion.py --json
 """
@@ -120,8 +120,7 @@ def _recorded(run: Path) -> dict[str, Any]:
         "first_loss": round(visits[0].first_loss, 4),
         "last_loss": round(visits[-1].loss, 4),
         "losses": [round(one.loss, 4) for one in visits],
-        "first_perplexity": judged[0].perplexity,
-        "last_perplexity": judged[-1].perplexity,
+        "perplexity": judged[-1].perplexity,
         "bytes_moved": sum(one.bytes_moved for one in visits),
         "train_seconds": round(sum(one.train_seconds for one in visits), 1),
         "visit_seconds": [round(one.seconds, 1) for one in visits],

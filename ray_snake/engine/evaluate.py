@@ -86,16 +86,18 @@ def evaluate(
                 part_right, part_weight = correct(outputs, labels)
                 right, judged = right + part_right, judged + part_weight
             if part_weight:
-                total += float(task(outputs, labels)) * part_weight
+                with computing():
+                    loss = float(task(outputs, labels))
+                total += loss * part_weight
                 weight += part_weight
             # Before the next ones are made.
             del outputs
-    loss = total / weight if weight else math.nan
+    mean = total / weight if weight else math.nan
     return Evaluation(
         samples=len(samples),
-        loss=loss,
+        loss=mean,
         accuracy=right / judged if judged else None,
-        perplexity=perplexity(loss) if is_language_model and task is cross_entropy else None,
+        perplexity=perplexity(mean) if is_language_model and task is cross_entropy else None,
     )
 
 

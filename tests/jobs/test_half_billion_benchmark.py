@@ -24,7 +24,7 @@ def test_every_node_is_visited_and_every_span_trained():
     layer = 32 * (2 * 32 + 2 * 16) + 32 + 2 * 16 + 3 * 32 * 64 + 2 * 32
     assert figures["parameters"] == 16_384 * 32 + 24 * layer + 32
     assert figures["last_loss"] < figures["first_loss"]
-    assert figures["last_perplexity"] < figures["first_perplexity"]
+    assert figures["perplexity"] < 16_384
     assert figures["bytes_moved"] > 4 * figures["parameters"]
     assert 0 < figures["largest_node_gib"] < figures["peak_gib"]
     assert figures["predicted_visit_without_embedding_gib"] > 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import replace
 
 import torch
@@ -28,6 +28,9 @@ def profile_blocks(
 ) -> tuple[list[BlockCost], float]:
     """Run a network of zeros, block by block; nothing is trained.
 
+    Of blocks that say with an equal attribute `alike` that they compute alike, and have weights and
+    inputs of the same shapes, one is measured.
+
     Args:
         skeleton: A stack on the meta device.
         sample_shape: Shape of one input.
@@ -40,11 +43,18 @@ def profile_blocks(
     """
     dtype = torch.int64 if integer_inputs else torch.float32
     x = torch.zeros((batch, *sample_shape), dtype=dtype)
-    costs = []
+    costs: list[BlockCost] = []
+    known: dict[Hashable, tuple[BlockCost, Tensor]] = {}
     seconds = 0.0
     flops = 0.0
     skeleton.eval()
+    last = len(skeleton) - 1
     for index, name in enumerate(skeleton.names):
+        kind = _kind(skeleton, index, x)
+        if kind in known:
+            cost, x = known[kind]
+            costs.append(replace(cost, name=name))
+            continue
         with made_up(skeleton, index) as block:
             block(x)
             started = time.perf_counter()
@@ -83,6 +93,7 @@ def profile_blocks(
                 value_bytes=4 if widest is None else widest.element_size(),
                 largest_bytes=0 if largest is None else _bytes(largest),
                 reads=tuple(sorted(skeleton.reads[index])),
+                position_scores=skeleton.position_scores if index == last else 0,
                 forward_flops=counter.get_total_flops() / batch,
                 saved_bytes=saved.total // batch,
                 input_bytes=x.numel() * x.element_size() // batch,
@@ -93,6 +104,7 @@ def profile_blocks(
             )
         )
         x = y.detach()
+        known[kind] = (costs[-1], x)
     return costs, flops / max(seconds, 1e-9)
 
 
@@ -100,6 +112,15 @@ def _share(weights: Collection[Tensor], base: Collection[Tensor]) -> float:
     """Return the share of a block's numbers that train."""
     trained, frozen = (sum(one.numel() for one in part) for part in (weights, base))
     return trained / (trained + frozen) if frozen else 1.0
+
+
+def _kind(skeleton: BlockStack, block: int, x: Tensor) -> Hashable:
+    """Return what is the same of blocks that cost the same for an input."""
+    alike = getattr(skeleton.blocks[block], "alike", None)
+    if alike is None:
+        return block
+    weights = [(one.shape, one.dtype) for one in skeleton.tensors(block).values()]
+    return (alike, *weights, x.shape, x.dtype)
 
 
 def _bytes(tensor: Tensor) -> int:
@@ -132,6 +153,8 @@ def time_blocks(
 ) -> tuple[BlockCost, ...]:
     """Measure how long each block takes on this machine, forward and backward.
 
+    Of blocks that are alike one is measured: see `profile_blocks`.
+
     Args:
         skeleton: A stack on the meta device.
         costs: What is known of its blocks: `profile_blocks`.
@@ -143,6 +166,7 @@ def time_blocks(
     Returns:
         The costs with seconds for one sample: the least of `REPEATS` batches each.
     """
+    known: dict[Hashable, tuple[float, float, float, Tensor]] = {}
     dtype = torch.int64 if integer_inputs else torch.float32
     rows, _ = rows_at_once(training, training.batch_size)
     x = torch.zeros((rows, *sample_shape), dtype=dtype)
@@ -152,9 +176,11 @@ def time_blocks(
     torch.set_num_threads(threads)
     try:
         for index, cost in enumerate(costs):
-            with made_up(skeleton, index, _drawn) as block, computing(training, x.device):
-                trainable = skeleton.trainable(index).values()
-                forward, frozen, trained, x = _time_block(block, x, trainable)
+            kind = _kind(skeleton, index, x)
+            if kind not in known:
+                with made_up(skeleton, index, _drawn) as block, computing(training, x.device):
+                    known[kind] = _time_block(block, x, skeleton.trainable(index).values())
+            forward, frozen, trained, x = known[kind]
             timed.append(
                 replace(
                     cost,

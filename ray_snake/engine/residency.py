@@ -118,6 +118,17 @@ class FrozenBlocks:
             yield
 
     @contextmanager
+    def head(self) -> Iterator[BlockRun]:
+        """Return what runs the last block once or often, there for as long as the context.
+
+        It keeps what torch keeps, whatever the settings say of frozen blocks.
+        """
+        last = len(self._stack) - 1
+        block = self._stack.blocks[last]
+        with self.present(last):
+            yield block if self._dtype is None else self._typed(last, block)
+
+    @contextmanager
     def _one_present(self, block: int) -> Iterator[None]:
         if not self._present[block]:
             self._stack.load(block, self._fetch(block), trainable=False)

@@ -65,6 +65,15 @@ class BlockStack(nn.Module):
         )
         self.reads = tuple(self._read_by(module) for module in self.blocks)
 
+    @property
+    def position_scores(self) -> int:
+        """How many scores the last block gives each position of a sequence by itself; 0: unknown.
+
+        The blocks of language models say it, in an attribute of this name.
+        """
+        scores: int = getattr(self.blocks[-1], "position_scores", 0)
+        return scores
+
     @classmethod
     def cut(cls, network: Network) -> BlockStack:
         """Cut a network into blocks.

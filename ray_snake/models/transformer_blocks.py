@@ -218,6 +218,11 @@ class LayerBlock(Block):
         self._number = number
         (self._name,) = self.parts
 
+    @property
+    def alike(self) -> tuple[str, str | None]:
+        """What other layers have too that cost the same; see `engine.profile`."""
+        return "layer", self.family.kind(self._number)
+
     def forward(self, features: Tensor) -> Tensor:
         """Run the layer."""
         real = self.real(features)
@@ -227,6 +232,12 @@ class LayerBlock(Block):
 
 class LanguageBlock(Block):
     """The last block: float (batch, sequence, width) to (batch, sequence, tokens)."""
+
+    @property
+    def position_scores(self) -> int:
+        """The number of tokens; see `BlockStack.position_scores`."""
+        tokens: int = self.family.config.vocab_size
+        return tokens
 
     def forward(self, features: Tensor) -> Tensor:
         """Score the tokens."""

@@ -21,6 +21,8 @@ class BlockCost:
         value_bytes: Size of one of its weights.
         largest_bytes: The largest of its weights; 0: unknown, so that it counts as all of them.
         reads: Other blocks whose weights it computes with too.
+        position_scores: How many scores it gives each position of a sequence by itself; 0: it does
+            not, or doesn't say so.
         frozen_bytes: What it keeps for the gradient of its input alone, when it is frozen; 0 if
             that was not measured.
         lean_bytes: What it keeps for the gradient of its input when it is frozen and runs lean;
@@ -43,6 +45,7 @@ class BlockCost:
     value_bytes: int = 4
     largest_bytes: int = 0
     reads: tuple[int, ...] = ()
+    position_scores: int = 0
     frozen_bytes: int = 0
     lean_bytes: int = 0
     lean_flops: float = 0.0

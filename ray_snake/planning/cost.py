@@ -9,7 +9,7 @@ from typing import Literal
 
 from ray_snake.config import AugmentationConfig, LossConfig, TrainingConfig
 from ray_snake.planning.blocks import BlockCost as BlockCost
-from ray_snake.planning.memory import MemoryModel, suffix_of
+from ray_snake.planning.memory import MemoryModel, rows_at_once, suffix_of, wide_positions
 from ray_snake.planning.span import Visit
 
 
@@ -79,10 +79,13 @@ class VisitModel:
         # Of a network that is cut the node holds the front alone.
         held = [one for index, one in enumerate(blocks) if visit.on_node(index)]
         suffix = suffix_of(training)
+        at_once, _ = rows_at_once(training, training.batch_size)
+        # Wide scores and their gradients are made together.
+        wide = len(blocks) - 1 if wide_positions(blocks[-1], at_once) else None
         again = [
             _done_again(one, suffix)
             for index, one in enumerate(held)
-            if index >= first and index not in trained
+            if index >= first and index not in trained and index != wide
         ]
         self._prefix = _Work.of(blocks[:first])
         self._rest = _Work.of(blocks[first:])

@@ -29,8 +29,8 @@ from ray_snake.runtime.recipe import Recipe
 from ray_snake.storage import Storage
 
 if TYPE_CHECKING:
+    from ray_snake.engine.batch_result import BatchResult
     from ray_snake.engine.split import Exchange
-    from ray_snake.engine.visit import BatchResult
 
 AnyActor: TypeAlias = Any
 """An actor's handle, which Ray does not type."""
@@ -39,6 +39,8 @@ BlockRef: TypeAlias = "ray.ObjectRef[LayerState | BlockDelta]"
 
 PULL_TIMEOUT_SECONDS = 600.0
 MOST_OF_A_MESSAGE = 300
+GIVES_BACK_BYTES = 2**26
+"""What an allocator keeps of visits to a smaller network is not worth the time to give it back."""
 
 
 def pull(refs: Sequence[AnyRef]) -> list[Any]:
@@ -118,6 +120,7 @@ class SnakeNode:
             prepare_process(self._recipe.config.nodes.threads)
             device = take_device(_own_gpu_share())
             stack = self._recipe.skeleton()
+            self._is_large = sum(stack.block_bytes()) >= GIVES_BACK_BYTES
             self._control = VisitControl()
             self._managers = {
                 node: LocalManager(spec, self._recipe, stack, device)
@@ -137,8 +140,11 @@ class SnakeNode:
         task: VisitTask,
         deliveries: Sequence[Delivery],
         server: AnyActor = None,
-    ) -> tuple[VisitReport | LayerState | BlockDelta, ...]:
+    ) -> Iterator[VisitReport | LayerState | BlockDelta]:
         """Train a visit's blocks; return the report and then each block trained here, ascending.
+
+        Ray puts what an iterator yields into its store before it asks for more, so that no more
+        than one block is here and there.
 
         Args:
             node: Which of the actor's nodes is visited.
@@ -158,7 +164,18 @@ class SnakeNode:
             report, parcels = self._managers[node].visit(
                 task, pulled, seconds, self._control, functools.partial(_connect, server, task)
             )
-        return (report, *parcels)
+        return self._handed_over(report, parcels)
+
+    def _handed_over(
+        self, report: VisitReport, parcels: list[LayerState | BlockDelta]
+    ) -> Iterator[VisitReport | LayerState | BlockDelta]:
+        yield report
+        while parcels:
+            yield parcels.pop(0)
+        if self._is_large:
+            from ray_snake.engine.device import give_back_memory
+
+            give_back_memory()
 
     @ray.method(concurrency_group="fetch")
     def fetch(self, node: int, deliveries: Sequence[Delivery]) -> tuple[LayerState | None, ...]:

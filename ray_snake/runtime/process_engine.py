@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 
@@ -11,6 +12,7 @@ from ray_snake.data import NodeDataset, ShardSource
 from ray_snake.engine.change import update_norm
 from ray_snake.engine.evaluate import evaluate
 from ray_snake.engine.objective import TaskLoss
+from ray_snake.engine.visit import computing
 from ray_snake.errors import VisitFailedError
 from ray_snake.layers.codec import decode
 from ray_snake.layers.files import BlockFiles
@@ -172,6 +174,7 @@ class ProcessEngine:
                 task=self._task,
                 batch_size=self._recipe.config.evaluation.batch_size,
                 device=self._device,
+                computing=partial(computing, self._recipe.config.training, self._device),
             )
         finally:
             for block in range(len(self._stack)):

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+from ray_snake.engine.batch_result import BatchResult
 from ray_snake.engine.split import BackTrainer, Exchange, Reply
-from ray_snake.engine.visit import BatchResult
 from ray_snake.layers.state import Array, LayerState
 from ray_snake.layers.tensors import from_array, pack, to_array, unpack
 from ray_snake.runtime.messages import BackReport, VisitTask

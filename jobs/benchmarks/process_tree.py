@@ -36,12 +36,14 @@ class Usage:
         cpu_seconds: CPU seconds of the whole tree up to each of them.
         peak_bytes: Largest memory of the whole tree; 0 where it was not sampled.
         peak_by_process: How it was made up, bytes by process, largest first.
+        largest_by_process: The largest memory of each process that was ever there, likewise.
     """
 
     times: Sequence[float]
     cpu_seconds: Sequence[float]
     peak_bytes: int
     peak_by_process: dict[str, int]
+    largest_by_process: dict[str, int]
 
     def cpu_until(self, when: float) -> float:
         """Return the CPU seconds taken up to a Unix time, between two samples in proportion."""
@@ -52,7 +54,12 @@ class Usage:
 
 
 def measure(
-    command: Sequence[str], environment: dict[str, str], folder: Path, *, memory: bool
+    command: Sequence[str],
+    environment: dict[str, str],
+    folder: Path,
+    *,
+    memory: bool,
+    interval: float | None = None,
 ) -> Usage:
     """Run a command to its end and sample it and all it starts.
 
@@ -61,6 +68,7 @@ def measure(
         environment: Its environment.
         folder: For the samples and the command's output.
         memory: Whether to sample memory too, which takes the sampling process about half a core.
+        interval: Seconds between samples; none: as short as the sampling allows.
 
     Raises:
         click.ClickException: If the command fails; what it said is shown.
@@ -69,7 +77,11 @@ def measure(
     with said.open("w") as output:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
     sampling = [sys.executable, __file__, str(process.pid), str(samples)]
-    sampler = subprocess.Popen([*sampling, *(["--memory"] if memory else [])])
+    if memory:
+        sampling.append("--memory")
+    if interval is not None:
+        sampling += ["--interval", str(interval)]
+    sampler = subprocess.Popen(sampling)
     try:
         status = process.wait()
     finally:
@@ -80,12 +92,21 @@ def measure(
         raise click.ClickException(f"{' '.join(command)} failed:\n{said.read_text()[-4000:]}")
     lines = [json.loads(line) for line in samples.read_text().splitlines()]
     peak = max(lines, key=lambda line: sum(line["memory"].values()))
+    largest: dict[str, int] = {}
+    for line in lines:
+        for process, size in line["memory"].items():
+            largest[process] = max(size, largest.get(process, 0))
     return Usage(
         times=[line["time"] for line in lines],
         cpu_seconds=[line["cpu"] for line in lines],
         peak_bytes=sum(peak["memory"].values()),
-        peak_by_process=dict(sorted(peak["memory"].items(), key=lambda item: -item[1])),
+        peak_by_process=_sorted(peak["memory"]),
+        largest_by_process=_sorted(largest),
     )
+
+
+def _sorted(sizes: dict[str, int]) -> dict[str, int]:
+    return dict(sorted(sizes.items(), key=lambda item: -item[1]))
 
 
 @dataclass
@@ -203,10 +224,12 @@ def _pss(pid: int) -> int:
 @click.argument("pid", type=int)
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--memory", is_flag=True, help="Sample memory too.")
-def main(pid: int, out: Path, memory: bool) -> None:
+@click.option("--interval", type=float, help="Seconds between samples.")
+def main(pid: int, out: Path, memory: bool, interval: float | None) -> None:
     """Sample process PID and all it starts into OUT, until all of it has ended."""
     tree = Tree(pid)
     deadline = None
+    pause = interval or (0.005 if memory else 0.05)
     with out.open("w") as file:
         while True:
             tree.look()
@@ -225,7 +248,7 @@ def main(pid: int, out: Path, memory: bool) -> None:
                     for left in tree.alive:
                         os.kill(left, signal.SIGKILL)
                     raise click.ClickException(f"the command left processes behind: {names}")
-            time.sleep(0.005 if memory else 0.05)
+            time.sleep(pause)
 
 
 def _is_zombie(pid: int) -> bool:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
+from ray_snake.engine.head import Scores, is_wide, pieces
 from ray_snake.engine.objective import (
     TaskLoss,
     correct,
@@ -44,29 +48,56 @@ def evaluate(
     task: TaskLoss,
     batch_size: int,
     device: torch.device | None = None,
+    computing: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Evaluation:
-    """Judge a loaded stack on all rows, in evaluation mode."""
+    """Judge a loaded stack on all rows, in evaluation mode.
+
+    Wide scores are made and judged some positions at a time; see `engine.head`.
+
+    Args:
+        stack: The network.
+        samples: The rows.
+        task: The task loss.
+        batch_size: Rows at once.
+        device: Where to compute; the CPU by default.
+        computing: Makes the context of a forward pass, such as `visit.computing`.
+    """
     device = device or torch.device("cpu")
     stack.eval()
     total, weight, right, judged = 0.0, 0, 0, 0
     is_language_model = False
+    last = len(stack) - 1
+    scores = Scores(lambda x: stack(x, last))
     for rows in in_order(len(samples), batch_size):
         inputs, targets = load_batch(samples, rows, device)
-        outputs = stack(inputs)
-        batch_weight = len(rows)
-        if is_classification(targets):
-            batch_right, batch_weight = correct(outputs, targets)
-            right, judged = right + batch_right, judged + batch_weight
-            is_language_model = is_language_modelling(targets) and not inputs.is_floating_point()
-        if batch_weight:
-            total += float(task(outputs, targets)) * batch_weight
-            weight += batch_weight
-    loss = total / weight if weight else math.nan
+        with computing():
+            hidden = stack(inputs, 0, last)
+        parts: Iterable[tuple[Tensor, ...]] = [(hidden, targets)]
+        if is_language_modelling(targets):
+            is_language_model = not inputs.is_floating_point()
+            # Means over positions can be put together again; of another task nobody knows.
+            if task is cross_entropy and is_wide(stack, hidden):
+                parts = pieces(stack, hidden, targets)
+        for part, labels in parts:
+            with computing():
+                outputs = scores(part)
+            part_weight = len(labels)
+            if is_classification(labels):
+                part_right, part_weight = correct(outputs, labels)
+                right, judged = right + part_right, judged + part_weight
+            if part_weight:
+                with computing():
+                    loss = float(task(outputs, labels))
+                total += loss * part_weight
+                weight += part_weight
+            # Before the next ones are made.
+            del outputs
+    mean = total / weight if weight else math.nan
     return Evaluation(
         samples=len(samples),
-        loss=loss,
+        loss=mean,
         accuracy=right / judged if judged else None,
-        perplexity=perplexity(loss) if is_language_model and task is cross_entropy else None,
+        perplexity=perplexity(mean) if is_language_model and task is cross_entropy else None,
     )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from ray_snake.config import TrainingConfig
 from ray_snake.engine.augment import Augmentation
 from ray_snake.engine.cache import PrefixCache
+from ray_snake.engine.head import Head
 from ray_snake.engine.objective import Objective
 from ray_snake.engine.residency import FrozenBlocks
 from ray_snake.engine.samples import Rows, Samples, in_order, load_batch
@@ -34,6 +35,7 @@ class Features:
         augmentation: How rows are changed.
         passes: Over the rows, in the visit.
         frozen: Brings in blocks.
+        head: Has the teacher keep what it keeps of wide scores.
         device: Where to compute.
     """
 
@@ -48,6 +50,7 @@ class Features:
         augmentation: Augmentation,
         passes: int,
         frozen: FrozenBlocks,
+        head: Head,
         device: torch.device,
     ) -> None:
         self.first = first
@@ -60,6 +63,7 @@ class Features:
         self._objective = objective
         self._kept: Kept | None = None
         self._frozen = frozen
+        self._head = head
         self._entries = len(samples) * augmentation.draws
         self._cache_bytes = training.cache_bytes
         # What goes through the network at once in training does so here.
@@ -112,9 +116,7 @@ class Features:
             if self._cache is not None:
                 self._cache.append(features)
             if self._objective.needs_teacher:
-                hidden = self._stack(features, self.first, last)
-                outputs = self._stack(hidden, last)
-                kept.append(self._objective.teacher.keep(hidden, outputs))
+                kept.append(self._head.keep(self._stack(features, self.first, last)))
         self._keep(targets, kept)
 
     @torch.no_grad()
@@ -135,13 +137,12 @@ class Features:
             made = spare or self._new_cache()
             with self._frozen.present(block):
                 for x, batch_targets in self._loaded() if inputs is None else self._parts(inputs):
-                    y = self._stack(x, block, block + 1)
                     if batch_targets is not None:
                         targets.append(batch_targets)
                     if block == last:
-                        kept.append(self._objective.teacher.keep(x, y))
+                        kept.append(self._head.keep(x))
                     else:
-                        made.append(y)
+                        made.append(self._stack(x, block, block + 1))
             spare = inputs if inputs is not self._cache else None
             if spare is not None:
                 spare.restart()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import replace
 
 import torch
@@ -30,6 +30,9 @@ def profile_blocks(
 ) -> tuple[list[BlockCost], float]:
     """Run a network of zeros, block by block; nothing is trained.
 
+    Of blocks that say with an equal attribute `alike` that they compute alike, and have weights and
+    inputs of the same shapes, one is measured.
+
     Args:
         skeleton: A stack on the meta device.
         sample_shape: Shape of one input.
@@ -42,11 +45,18 @@ def profile_blocks(
     """
     dtype = torch.int64 if integer_inputs else torch.float32
     x = torch.zeros((batch, *sample_shape), dtype=dtype)
-    costs = []
+    costs: list[BlockCost] = []
+    known: dict[Hashable, tuple[BlockCost, Tensor]] = {}
     seconds = 0.0
     flops = 0.0
     skeleton.eval()
+    last = len(skeleton) - 1
     for index, name in enumerate(skeleton.names):
+        kind = _kind(skeleton, index, x)
+        if kind in known:
+            cost, x = known[kind]
+            costs.append(replace(cost, name=name))
+            continue
         with made_up(skeleton, index) as block:
             block(x)
             started = time.perf_counter()
@@ -57,7 +67,7 @@ def profile_blocks(
                 [block, *(skeleton.blocks[one] for one in skeleton.reads[index])]
             )
             saved = _SavedBytes([*needed.parameters()])
-            block.requires_grad_(True)
+            skeleton.require_gradients(index, True)
             counter = FlopCounterMode(display=False)
             with counter, saved_tensors_hooks(saved.pack, _unpack):
                 y = block(x if integer_inputs and index == 0 else x.detach().requires_grad_())
@@ -72,16 +82,20 @@ def profile_blocks(
                 lean_bytes, lean_flops = _profile_lean(
                     block, x, lean_saved, counter.get_total_flops()
                 )
-        weights = skeleton.tensors(index).values()
+        weights, base = skeleton.part(index).values(), skeleton.base(index).values()
         largest = max(weights, key=_bytes, default=None)
+        widest = max((*weights, *base), key=_bytes, default=None)
         flops += counter.get_total_flops()
         costs.append(
             BlockCost(
                 name=name,
                 weight_bytes=sum(map(_bytes, weights)),
-                value_bytes=4 if largest is None else largest.element_size(),
+                base_bytes=sum(map(_bytes, base)),
+                trained_share=_share(weights, base),
+                value_bytes=4 if widest is None else widest.element_size(),
                 largest_bytes=0 if largest is None else _bytes(largest),
                 reads=tuple(sorted(skeleton.reads[index])),
+                position_scores=skeleton.position_scores if index == last else 0,
                 forward_flops=counter.get_total_flops() / batch,
                 saved_bytes=saved.total // batch,
                 input_bytes=x.numel() * x.element_size() // batch,
@@ -92,7 +106,23 @@ def profile_blocks(
             )
         )
         x = y.detach()
+        known[kind] = (costs[-1], x)
     return costs, flops / max(seconds, 1e-9)
+
+
+def _share(weights: Collection[Tensor], base: Collection[Tensor]) -> float:
+    """Return the share of a block's numbers that train."""
+    trained, frozen = (sum(one.numel() for one in part) for part in (weights, base))
+    return trained / (trained + frozen) if frozen else 1.0
+
+
+def _kind(skeleton: BlockStack, block: int, x: Tensor) -> Hashable:
+    """Return what is the same of blocks that cost the same for an input."""
+    alike = getattr(skeleton.blocks[block], "alike", None)
+    if alike is None:
+        return block
+    weights = [(one.shape, one.dtype) for one in skeleton.tensors(block).values()]
+    return (alike, *weights, x.shape, x.dtype)
 
 
 def _bytes(tensor: Tensor) -> int:
@@ -126,6 +156,8 @@ def time_blocks(
 ) -> tuple[BlockCost, ...]:
     """Measure how long each block takes on this machine: forward, backward, and to be changed.
 
+    Of blocks that are alike one is measured: see `profile_blocks`.
+
     Args:
         skeleton: A stack on the meta device.
         costs: What is known of its blocks: `profile_blocks`.
@@ -138,6 +170,7 @@ def time_blocks(
     Returns:
         The costs with seconds for one sample, or step: the least of `REPEATS` batches each.
     """
+    known: dict[Hashable, tuple[float, float, float, Tensor, float]] = {}
     dtype = torch.int64 if integer_inputs else torch.float32
     rows, _ = rows_at_once(training, training.batch_size)
     parts = math.ceil(training.batch_size / rows)
@@ -148,10 +181,19 @@ def time_blocks(
     torch.set_num_threads(threads)
     try:
         for index, cost in enumerate(costs):
-            with made_up(skeleton, index, _drawn) as block, computing(training, x.device):
-                forward, frozen, trained, x = _time_block(block, x)
-                update = _time_update(block, training)
-                judging = _time_loss(x, loss) if index == len(costs) - 1 else 0.0
+            kind = _kind(skeleton, index, x)
+            if kind not in known:
+                with made_up(skeleton, index, _drawn) as block, computing(training, x.device):
+                    trainable = skeleton.trainable(index).values()
+                    known[kind] = (
+                        *_time_block(block, x, trainable),
+                        _time_update(trainable, training),
+                    )
+            forward, frozen, trained, x, update = known[kind]
+            judging = 0.0
+            if index == len(costs) - 1:
+                with computing(training, x.device):
+                    judging = _time_loss(x, loss)
             timed.append(
                 replace(
                     cost,
@@ -174,7 +216,9 @@ def _drawn(tensor: Tensor) -> Tensor:
     return torch.randn(tensor.shape, dtype=tensor.dtype) * 0.02
 
 
-def _time_block(block: nn.Module, x: Tensor) -> tuple[float, float, float, Tensor]:
+def _time_block(
+    block: nn.Module, x: Tensor, trainable: Collection[Tensor]
+) -> tuple[float, float, float, Tensor]:
     """Return seconds forward, backward with frozen and with trained weights; and the output."""
 
     def backward() -> float:
@@ -196,16 +240,17 @@ def _time_block(block: nn.Module, x: Tensor) -> tuple[float, float, float, Tenso
     seconds = _least(forward)
     block.requires_grad_(False)
     frozen = _least(backward)
-    block.requires_grad_(True)
+    for weight in trainable:
+        weight.requires_grad_(True)
     trained = _least(backward)
     block.zero_grad(set_to_none=True)
     with torch.no_grad():
         return seconds, frozen, trained, block(x)
 
 
-def _time_update(block: nn.Module, training: TrainingConfig) -> float:
+def _time_update(trainable: Collection[nn.Parameter], training: TrainingConfig) -> float:
     """Return the seconds of an optimizer step on a block's weights."""
-    weights = [*block.parameters()]
+    weights = [*trainable]
     optimizer = make_optimizer(weights, training, learning_rate=1e-6)
 
     def update() -> float:

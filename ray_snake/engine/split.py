@@ -16,16 +16,15 @@ from torch import Tensor
 
 from ray_snake.config import AugmentationConfig, TrainingConfig
 from ray_snake.engine.augment import Augmentation
+from ray_snake.engine.batch_result import BatchResult, judge_batch
 from ray_snake.engine.objective import Objective
 from ray_snake.engine.samples import Samples, load_batch
 from ray_snake.engine.stack import BlockStack
 from ray_snake.engine.trained import TrainedBlocks
 from ray_snake.engine.visit import (
-    BatchResult,
     TrainingMeter,
     VisitControl,
     VisitOutcome,
-    judge_batch,
     passes_over,
     visit_batches,
     visit_samples,

@@ -9,14 +9,16 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
-from torch import Tensor
 
 from ray_snake.config import AugmentationConfig, TrainingConfig
 from ray_snake.engine.augment import Augmentation
+from ray_snake.engine.batch_result import BatchResult, joined, judge_batch
 from ray_snake.engine.features import Features
-from ray_snake.engine.objective import Objective, correct, counted, is_classification
+from ray_snake.engine.head import Head
+from ray_snake.engine.objective import Objective
 from ray_snake.engine.residency import FrozenBlocks
 from ray_snake.engine.samples import Rows, Samples, drawn, pieces, shuffled
 from ray_snake.engine.stack import BlockStack
@@ -147,6 +149,7 @@ def train_visit(
     samples = visit_samples(samples, training, seed)
     meter = TrainingMeter()
     frozen = FrozenBlocks(stack, trained, training=training, device=device)
+    head = Head(stack, frozen, objective, computing=partial(computing, training, device))
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         started = time.perf_counter()
@@ -166,6 +169,7 @@ def train_visit(
                     ),
                     passes=passes_over(len(samples), training),
                     frozen=frozen,
+                    head=head,
                     device=device,
                 )
             held.callback(features.close)
@@ -176,6 +180,7 @@ def train_visit(
                 blocks,
                 training=training,
                 objective=objective,
+                head=head,
                 proximal=proximal,
                 device=device,
             )
@@ -243,6 +248,7 @@ class _Step:
         blocks: The blocks that train.
         training: Size of the parts, and precision.
         objective: The loss of a part, a mean over what counts in it.
+        head: Takes loss and last block together where scores are wide.
         proximal: Weight of the squared distance from the weights that arrived.
         device: Where to compute.
     """
@@ -255,6 +261,7 @@ class _Step:
         *,
         training: TrainingConfig,
         objective: Objective,
+        head: Head,
         proximal: float,
         device: torch.device,
     ) -> None:
@@ -264,6 +271,7 @@ class _Step:
         self._training = training
         self._size = micro_batch_size(training)
         self._objective = objective
+        self._head = head
         self._proximal = proximal
         self._device = device
 
@@ -271,86 +279,52 @@ class _Step:
         """Take the step on some rows of an epoch."""
         parts = pieces(rows, self._size)
         if len(parts) == 1:
-            loss, result = self._loss(rows, epoch)
-            if self._proximal > 0:
-                loss = loss + self._proximal / 2 * self._blocks.squared_distance()
-            self._blocks.step(loss)
-            return result
-        results = []
-        total = 0
-        for part in parts:
-            loss, result = self._loss(part, epoch)
-            results.append(result)
-            if result.counted:
-                # A part's loss is a mean over what counts in it, and a batch's over all of that.
-                self._blocks.accumulate(loss * result.counted)
-                total += result.counted
-            del loss
+            result = self._backward(rows, epoch, summed=False)
+            weight = 1
+        else:
+            # A part's loss is a mean over what counts in it, and a batch's over all of that.
+            result = joined([self._backward(part, epoch, summed=True) for part in parts])
+            weight = max(result.counted, 1)
         if self._proximal > 0:
             distance = self._proximal / 2 * self._blocks.squared_distance()
-            self._blocks.accumulate(distance * total)
-        self._blocks.update(divisor=max(total, 1))
-        return joined(results)
+            self._blocks.accumulate(distance * weight)
+        self._blocks.update(divisor=weight)
+        return result
 
-    def _loss(self, rows: Rows, epoch: int) -> tuple[Tensor, BatchResult]:
-        """Return the loss of some rows, and their scalars."""
+    def _backward(self, rows: Rows, epoch: int, *, summed: bool) -> BatchResult:
+        """Backpropagate the loss of some rows; return their scalars.
+
+        Args:
+            rows: The rows.
+            epoch: The epoch.
+            summed: Whether gradients are of the sum over what counts in the rows, not of the mean.
+        """
         last = len(self._stack) - 1
         with computing(self._training, self._device):
             inputs, targets, kept = self._features.batch(rows, epoch)
             hidden = self._stack(inputs, self._features.first, last)
-            outputs = self._stack(hidden, last)
-            loss = self._objective(outputs, targets, kept, hidden)
-        # Outputs end here: with many classes they are the largest of all activations.
-        return loss, judge_batch(loss.detach(), outputs.detach(), targets)
+            splits = self._head.splits(hidden, targets)
+            if not splits:
+                outputs = self._stack(hidden, last)
+                loss = self._objective(outputs, targets, kept, hidden)
+        if splits:
+            gradient, result = self._head.backward(hidden, targets, kept, summed=summed)
+            if hidden.requires_grad:
+                self._blocks.accumulate(hidden, gradient)
+            return result
+        result = judge_batch(loss.detach(), outputs.detach(), targets)
+        # With many classes outputs are the largest of all activations.
+        del outputs
+        if not summed:
+            self._blocks.accumulate(loss)
+        elif result.counted:
+            self._blocks.accumulate(loss * result.counted)
+        return result
 
 
 def micro_batch_size(training: TrainingConfig) -> int | None:
     """Return the rows that go through the network at once; none: a whole batch."""
     return None if training.micro_batch == "auto" else training.micro_batch
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchResult:
-    """Scalars of one batch.
-
-    Attributes:
-        samples: Its rows.
-        loss: Its loss, a mean over them.
-        right: Classes that are right; 0 without classes.
-        judged: Classes that there are; 0 without classes.
-        counted: What the loss is a mean over.
-    """
-
-    samples: int
-    loss: float
-    right: int
-    judged: int
-    counted: int = 0
-
-
-def joined(parts: Sequence[BatchResult]) -> BatchResult:
-    """Return the scalars of a batch from those of its parts."""
-    real = [one for one in parts if one.counted]
-    total = sum(one.counted for one in real)
-    return BatchResult(
-        samples=sum(one.samples for one in parts),
-        loss=sum(one.loss * one.counted for one in real) / total if total else math.nan,
-        right=sum(one.right for one in parts),
-        judged=sum(one.judged for one in parts),
-        counted=total,
-    )
-
-
-def judge_batch(loss: Tensor, outputs: Tensor, targets: Tensor) -> BatchResult:
-    """Return the scalars of a batch from its loss, the network's outputs and the targets."""
-    right, judged = correct(outputs, targets) if is_classification(targets) else (0, 0)
-    return BatchResult(
-        samples=len(targets),
-        loss=float(loss),
-        right=right,
-        judged=judged,
-        counted=counted(targets),
-    )
 
 
 class TrainingMeter:

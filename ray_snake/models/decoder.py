@@ -61,7 +61,12 @@ class DecoderLayer(nn.Module):
         depth: Layers of the network, for the initial weights.
         dropout: Share of each branch's features dropped in training.
         marks_padding: Whether features of padding arrive as zeros and have to leave as such.
+
+    Attributes:
+        alike: All layers cost the same; see `engine.profile`.
     """
+
+    alike = "layer"
 
     def __init__(
         self,
@@ -120,10 +125,14 @@ class LanguageModelHead(nn.Module):
         width: Features of a token.
         vocabulary: Number of tokens.
         tied: The embedding whose weight it uses; none: it has its own.
+
+    Attributes:
+        position_scores: The number of tokens; see `BlockStack.position_scores`.
     """
 
     def __init__(self, width: int, vocabulary: int, *, tied: nn.Embedding | None) -> None:
         super().__init__()
+        self.position_scores = vocabulary
         self.norm = nn.RMSNorm(width, eps=NORM_EPSILON)
         self.out: nn.Module = (
             _linear(width, vocabulary, bias=False) if tied is None else TiedLinear(tied)

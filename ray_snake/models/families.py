@@ -46,6 +46,10 @@ class Family(ABC):
     def __init__(self, config: Any, base: nn.Module) -> None:  # noqa: ANN401 - of transformers
         self.config = config
 
+    def kind(self, number: int) -> str | None:
+        """Return what kind layer `number` is of; none where all are of one."""
+        return None
+
     @abstractmethod
     def embed(self, parts: nn.ModuleDict, tokens: Tensor, real: Tensor | None) -> Tensor:
         """Return features (batch, sequence, width) of tokens, int64 (batch, sequence).
@@ -112,7 +116,7 @@ class Rotating(Family):
             features,
             attention_mask=self.mask(number, features, real),
             position_ids=positions,
-            position_embeddings=self._rotary(features, positions, self._kind(number)),
+            position_embeddings=self._rotary(features, positions, self.kind(number)),
         )
         return out
 
@@ -124,7 +128,7 @@ class Rotating(Family):
 
     def mask(self, number: int, features: Tensor, real: Tensor | None) -> Any:  # noqa: ANN401 - what transformers' layers take
         """Return the causal mask, of the layer's window where it has one."""
-        if self._kind(number) != "sliding_attention":
+        if self.kind(number) != "sliding_attention":
             return super().mask(number, features, real)
         from transformers.masking_utils import create_sliding_window_causal_mask
 
@@ -132,7 +136,8 @@ class Rotating(Family):
             config=self.config, inputs_embeds=features, attention_mask=real, cache=None
         )
 
-    def _kind(self, number: int) -> str | None:
+    def kind(self, number: int) -> str | None:
+        """Return the layer's kind of attention."""
         return self._kinds[number] if self._kinds else None
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 from ray_snake.config import AugmentationConfig, LossConfig, TrainingConfig
 from ray_snake.planning.blocks import BlockCost as BlockCost
-from ray_snake.planning.memory import MemoryModel, suffix_of
+from ray_snake.planning.memory import MemoryModel, rows_at_once, suffix_of, wide_positions
 from ray_snake.planning.span import Visit
 
 
@@ -23,7 +23,7 @@ class VisitCost:
         private_bytes: Peak memory of the visit that is the node's own: trained weights with
             gradients and optimizer state, activations of what goes through the network at once,
             copies of frozen weights in another precision, prefix cache.
-        shared_bytes: Frozen weights: views of the machine's object store.
+        shared_bytes: Frozen weights: views of the machine's object store, or of a model's files.
         seconds: Computing time where the blocks were measured; 0 if they were not.
     """
 
@@ -49,8 +49,8 @@ class VisitModel:
     """Predicts visits that train the same blocks, whatever their nodes' rows.
 
     A backward pass costs a frozen block one more forward pass (the gradient of its input) and a
-    trained one two (of its weights too). Each step has its loss and its update beside, which small
-    networks notice. Its memory: `planning.memory`.
+    trained one two (of its weights too), but for the share of them that is its base. Each step has
+    its loss and its update beside, which small networks notice. Its memory: `planning.memory`.
 
     Args:
         visit: A visit to the blocks.
@@ -79,10 +79,13 @@ class VisitModel:
         # Of a network that is cut the node holds the front alone.
         held = [one for index, one in enumerate(blocks) if visit.on_node(index)]
         suffix = suffix_of(training)
+        at_once, _ = rows_at_once(training, training.batch_size)
+        # Wide scores and their gradients are made together.
+        wide = len(blocks) - 1 if wide_positions(blocks[-1], at_once) else None
         again = [
             _done_again(one, suffix)
             for index, one in enumerate(held)
-            if index >= first and index not in trained
+            if index >= first and index not in trained and index != wide
         ]
         self._prefix = _Work.of(blocks[:first])
         self._rest = _Work.of(blocks[first:])
@@ -91,7 +94,7 @@ class VisitModel:
         )
         self._backward = _Work(
             flops=sum(
-                one.forward_flops * (2 if index in trained else 1)
+                one.forward_flops * (1 + (one.trained_share if index in trained else 0))
                 for index, one in enumerate(blocks)
                 if index >= first
             ),
@@ -108,7 +111,7 @@ class VisitModel:
             blocks[index].update_seconds for index in trained
         )
         weights = sum(blocks[index].weight_bytes for index in trained if visit.on_node(index))
-        self._shared_bytes = sum(one.weight_bytes for one in held) - weights
+        self._shared_bytes = sum(one.weight_bytes + one.base_bytes for one in held) - weights
         self._memory = MemoryModel(visit, blocks, training=training, loss=loss)
 
     def predict(self, *, rows: int, steps: int) -> VisitCost:

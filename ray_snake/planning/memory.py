@@ -20,6 +20,10 @@ LOSS_COPIES = 3
 TEACHER_COPIES = {"logits": 7, "top_k": 5, "last_hidden": 3}
 """The same where a teacher is compared with, by what is compared."""
 FLOAT_BYTES = 4
+SCORES_AT_ONCE = 2**20
+"""A language model's scores are made so many at once at least: 4 MiB of float32."""
+GRADIENT_ROWS = 1024
+"""Rows of a weight whose gradients are made at once, where they add up piece by piece."""
 _VALUE_BYTES = {"float32": 4, "bfloat16": 2}
 
 
@@ -28,6 +32,43 @@ def frozen_factor(block: BlockCost, training: TrainingConfig) -> float:
     if training.frozen_dtype == "model":
         return 1.0
     return _VALUE_BYTES[training.frozen_dtype] / block.value_bytes
+
+
+def positions_at_once(*, width: int, scores: int) -> int:
+    """Return of how many positions a language model's last block makes the scores at once.
+
+    All sets of them then take about as much as the block's weight in bfloat16: with many more they
+    would be the most of a visit's memory, with much fewer reading the weight would be the most of
+    its time.
+
+    Args:
+        width: Features of a position.
+        scores: Of a position.
+    """
+    return max(width // 8, SCORES_AT_ONCE // scores, 1)
+
+
+def wide_positions(block: BlockCost, rows: int) -> int:
+    """Return of how many positions a block makes scores at once; 0: of all, as of other blocks.
+
+    Args:
+        block: A network's last block.
+        rows: That go through the network at once.
+    """
+    if not block.position_scores:
+        return 0
+    width = _width(block)
+    at_once = positions_at_once(width=width, scores=block.position_scores)
+    return at_once if rows * _positions(block) > at_once else 0
+
+
+def _positions(block: BlockCost) -> int:
+    """Return the positions of a row, of a block that scores them."""
+    return block.output_bytes // (block.value_bytes * block.position_scores)
+
+
+def _width(block: BlockCost) -> int:
+    return block.input_bytes // (block.value_bytes * _positions(block))
 
 
 def suffix_of(training: TrainingConfig) -> Literal["eager", "recompute", "lean"]:
@@ -59,6 +100,8 @@ class _Block:
 
     Attributes:
         row_bytes: Kept of a row from its forward to its backward pass.
+        saved_row_bytes: Kept of a row while its pass forward and backward is one, whatever the
+            settings.
         brief_row_bytes: Needed of a row beside that, while gradients pass through it.
         forward_row_bytes: Needed of a row while it runs and nothing is kept.
         copy_bytes: Casts of its weights and of those that it reads, while it is at work.
@@ -71,6 +114,7 @@ class _Block:
     """
 
     row_bytes: float
+    saved_row_bytes: float
     brief_row_bytes: float
     forward_row_bytes: float
     copy_bytes: float
@@ -116,16 +160,16 @@ class MemoryModel:
         # Steps go a weight at a time: AdamW's makes two of its size, SGD's one.
         largest = max(one.largest_bytes for one in self._blocks)
         self._step_bytes = largest * (2 if training.optimizer == "adamw" else 1)
-        frozen = [index for index in held if index not in self._trained]
-        self._resident_copies = (
-            0.0 if self._streams else sum(self._copied(index) for index in frozen)
-        )
+        # A trained block's base stays where it is, whatever the residency.
+        stay = self._trained.intersection(held) if self._streams else held
+        self._resident_copies = sum(self._copied(index) for index in stay)
         outputs = blocks[-1].output_bytes
         if training.frozen_dtype != "model":
             outputs = outputs * FLOAT_BYTES // blocks[-1].value_bytes
         self._teacher = loss.distillation > 0
         copies = TEACHER_COPIES[loss.teacher] if self._teacher else LOSS_COPIES
         self._loss_row_bytes = 0 if visit.cut is not None else copies * outputs
+        self._last = None if visit.cut is not None else blocks[-1]
         self._teacher_row_bytes = {
             "logits": outputs,
             # A float and a class number each.
@@ -169,32 +213,72 @@ class MemoryModel:
     def _training_moments(self, size: int, parts: int) -> float:
         """Return the most that a part's forward and backward pass take beside what stays."""
         own = self._blocks[self._first :]
+        head = own.pop() if self._pieces(size) else None
         # What reaches the first of them, and the gradients that come to be one by one.
         held = size * self._input_bytes + sum(
             size * one.row_bytes + one.kept_copy_bytes for one in own
         )
-        most = held + size * self._loss_row_bytes
         gradients = waiting = 0
+        if head is None:
+            most = held + size * self._loss_row_bytes
+        else:
+            if parts == 1:
+                gradients = head.gradient_bytes + head.waiting_bytes
+            # The last block's input, and the gradient of it.
+            ends = 2 * size * self._activations(len(self._blocks) - 2, self._all[-1].input_bytes)
+            most = held + ends + gradients + self._piece_bytes(head, size)
         for block in reversed(own):
             waiting += block.waiting_bytes
+            added = block.largest_bytes if parts > 1 else 0
             if parts == 1:
                 gradients += block.gradient_bytes
-            # A part's gradients are there beside the sum of the former ones', a weight at a time.
-            added = block.sum_bytes + (block.largest_bytes if parts > 1 else 0)
+            if head is None:
+                # A part's gradients are there beside the sum of the former ones', a weight at a
+                # time.
+                added += block.sum_bytes
+            elif block.sum_bytes:
+                # What the last block made of them is in that sum already.
+                added = block.largest_bytes
+                gradients -= block.sum_bytes if parts == 1 else 0
             turn = size * block.brief_row_bytes + block.copy_bytes - block.kept_copy_bytes
             most = max(most, held + turn + gradients + waiting + added)
             held -= size * block.row_bytes + block.kept_copy_bytes
         return most
 
+    def _pieces(self, size: int) -> int:
+        """Return of how many positions scores are made at once; 0: of all of `size` rows."""
+        return 0 if self._last is None else wide_positions(self._last, size)
+
+    def _piece_bytes(self, head: _Block, size: int) -> float:
+        """Return what the last block and the loss take of the positions that they take at once."""
+        last = self._all[-1]
+        rows = self._pieces(size) / _positions(last)
+        taken = rows * (head.saved_row_bytes + self._loss_row_bytes) + head.copy_bytes
+        summed = head.gradient_bytes + head.waiting_bytes
+        if summed:
+            # Gradients are made some rows at a time, of weights that are cast once.
+            taken += min(summed, GRADIENT_ROWS * _width(last) * FLOAT_BYTES)
+            taken += summed / 2 if self._training.precision == "bf16" else 0
+        return taken
+
     def _passes(self, size: int, kept: int, *, cache: float, cached: bool) -> float:
         """Return the most that the passes of prefix and teacher take."""
         stop = len(self._blocks) if self._teacher else (self._first if cached else 0)
+        whole = self._blocks[:stop]
+        head = whole.pop() if self._teacher and self._pieces(size) else None
         most = max(
-            (size * one.forward_row_bytes + one.copy_bytes for one in self._blocks[:stop]),
+            (size * one.forward_row_bytes + one.copy_bytes for one in whole),
             default=0.0,
         )
-        if self._teacher:
+        if head is not None:
+            # What is kept of the pieces is put together at the end.
+            kept_bytes = size * self._teacher_row_bytes
+            most = max(most, kept_bytes + self._piece_bytes(head, size))
+        elif self._teacher:
             most = max(most, size * self._loss_row_bytes)
+        if self._teacher:
+            # What is kept of batches is put together at the end.
+            most = max(most, kept * self._teacher_row_bytes)
         if not self._streams:
             return cache + most
         # Blocks' inputs and outputs of all rows, and with a teacher the prefix's beside.
@@ -212,11 +296,11 @@ class MemoryModel:
         return measured * frozen_factor(self._all[block], self._training)
 
     def _copied(self, index: int) -> float:
-        """Return the bytes of a block's weights in a precision that is not theirs, if it is so."""
-        if index in self._trained:
-            return 0.0
-        factor = frozen_factor(self._all[index], self._training)
-        return 0.0 if factor == 1 else factor * self._all[index].weight_bytes
+        """Return the bytes of what is frozen of a block in a precision that is not its own."""
+        cost = self._all[index]
+        factor = frozen_factor(cost, self._training)
+        own = 0 if index in self._trained else cost.weight_bytes
+        return 0.0 if factor == 1 else factor * (own + cost.base_bytes)
 
     def _block(self, index: int) -> _Block:
         cost = self._all[index]
@@ -234,9 +318,11 @@ class MemoryModel:
         largest = (cost.largest_bytes or cost.weight_bytes) if trains else 0
         is_read = any(index in one.reads for one in self._all)
         read = [self._all[one] for one in self._trained.intersection(cost.reads)]
-        copies = sum(map(self._copied, {index, *cost.reads})) if self._streams else 0.0
+        come = {index, *cost.reads} - self._trained if self._streams else set()
+        copies = sum(map(self._copied, come))
         return _Block(
             row_bytes=row_bytes * factor,
+            saved_row_bytes=(cost.saved_bytes + cost.input_bytes) * factor,
             brief_row_bytes=brief * factor,
             # Where nothing is kept, a layer's input and output are there and little else.
             forward_row_bytes=max(ends, cost.input_bytes + cost.saved_bytes / 2) * factor,

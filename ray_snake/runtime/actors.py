@@ -29,8 +29,8 @@ from ray_snake.runtime.recipe import Recipe
 from ray_snake.storage import Storage
 
 if TYPE_CHECKING:
+    from ray_snake.engine.batch_result import BatchResult
     from ray_snake.engine.split import Exchange
-    from ray_snake.engine.visit import BatchResult
 
 AnyActor: TypeAlias = Any
 """An actor's handle, which Ray does not type."""
@@ -39,6 +39,8 @@ BlockRef: TypeAlias = "ray.ObjectRef[LayerState | BlockDelta]"
 
 PULL_TIMEOUT_SECONDS = 600.0
 MOST_OF_A_MESSAGE = 300
+GIVES_BACK_BYTES = 2**26
+"""What an allocator keeps of visits to a smaller network is not worth the time to give it back."""
 
 
 def pull(refs: Sequence[AnyRef]) -> list[Any]:
@@ -99,14 +101,18 @@ class SnakeNode:
         self._specs = dict(specs)
         self._recipe = recipe
 
-    def open(self) -> tuple[str, dict[int, int]]:
-        """Open every node's shard; return the machine's name, and rows by node number.
+    def open(self) -> tuple[str, dict[int, int], dict[int, str]]:
+        """Open every node's shard, and map the bases that are at hand here.
+
+        Returns:
+            The machine's name, rows by node number, and the checksum of each base by its number.
 
         Raises:
             InputError: If a shard can't be used, or the model can't be built.
         """
         from ray_snake.engine.device import prepare_process, take_device
         from ray_snake.engine.visit import VisitControl
+        from ray_snake.runtime.bases import bases_at_hand
         from ray_snake.runtime.local_manager import LocalManager
 
         names = ", ".join(spec.name for spec in self._specs.values())
@@ -114,13 +120,19 @@ class SnakeNode:
             prepare_process(self._recipe.config.nodes.threads)
             device = take_device(_own_gpu_share())
             stack = self._recipe.skeleton()
+            self._is_large = sum(stack.block_bytes()) >= GIVES_BACK_BYTES
             self._control = VisitControl()
             self._managers = {
                 node: LocalManager(spec, self._recipe, stack, device)
                 for node, spec in self._specs.items()
             }
+            bases = list(bases_at_hand(stack))
+        for manager in self._managers.values():
+            for base in bases:
+                manager.hold(base)
         samples = {node: manager.samples for node, manager in self._managers.items()}
-        return machine_name(ray.get_runtime_context().get_node_id()), samples
+        checksums = {base.block: base.checksum() for base in bases}
+        return machine_name(ray.get_runtime_context().get_node_id()), samples, checksums
 
     def visit(
         self,
@@ -128,8 +140,11 @@ class SnakeNode:
         task: VisitTask,
         deliveries: Sequence[Delivery],
         server: AnyActor = None,
-    ) -> tuple[VisitReport | LayerState | BlockDelta, ...]:
+    ) -> Iterator[VisitReport | LayerState | BlockDelta]:
         """Train a visit's blocks; return the report and then each block trained here, ascending.
+
+        Ray puts what an iterator yields into its store before it asks for more, so that no more
+        than one block is here and there.
 
         Args:
             node: Which of the actor's nodes is visited.
@@ -149,7 +164,18 @@ class SnakeNode:
             report, parcels = self._managers[node].visit(
                 task, pulled, seconds, self._control, functools.partial(_connect, server, task)
             )
-        return (report, *parcels)
+        return self._handed_over(report, parcels)
+
+    def _handed_over(
+        self, report: VisitReport, parcels: list[LayerState | BlockDelta]
+    ) -> Iterator[VisitReport | LayerState | BlockDelta]:
+        yield report
+        while parcels:
+            yield parcels.pop(0)
+        if self._is_large:
+            from ray_snake.engine.device import give_back_memory
+
+            give_back_memory()
 
     @ray.method(concurrency_group="fetch")
     def fetch(self, node: int, deliveries: Sequence[Delivery]) -> tuple[LayerState | None, ...]:
@@ -292,12 +318,12 @@ class SnakeEngine:
         """Answer, so that a caller knows that the process is up."""
 
     def initial(self) -> Iterator[LayerState] | LayerState:
-        """Return version 0 of every block, one object each.
+        """Return version 0 of every part, one object each.
 
         Ray puts what an iterator yields into its store before it asks for more.
         """
         states = self._engine.initial_blocks()
-        return next(states) if self._engine.blocks == 1 else states
+        return next(states) if self._engine.parts == 1 else states
 
     def restore(self, blocks: Sequence[BlockRecord]) -> tuple[LayerState, ...] | LayerState:
         """Return stored block versions, one object each."""

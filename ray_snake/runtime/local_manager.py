@@ -120,7 +120,7 @@ class LocalManager:
 
     def _damped(self, task: VisitTask, block: int) -> dict[str, Tensor]:
         """Return a trained block with the share of its change that is to be returned."""
-        trained = self._stack.tensors(block)
+        trained = self._stack.part(block)
         if task.damping == 1:
             return trained
         arrived = unpack(self._holding(block, task.versions[block]), self._device)
@@ -223,16 +223,17 @@ class LocalManager:
 
     def _load(self, task: VisitTask, deltas: Mapping[int, BlockDelta]) -> None:
         for block, version in enumerate(task.versions):
-            if not task.visit.on_node(block):
+            owner = self._stack.owners[block]
+            if not task.visit.on_node(owner):
                 continue
             # A difference is only sent for a block that this visit trains: what it is decoded to
             # is the node's own.
             delta = deltas.get(block)
             state = self._holding(block, version) if delta is None else self.decode(delta)
             # What comes and goes, or changes its precision, waits in the store.
-            waits = block not in task.visit.trained and brings_in(self._training)
+            waits = owner not in task.visit.trained and brings_in(self._training)
             device = None if waits else self._device
-            self._stack.load(block, unpack(state, device), trainable=False)
+            self._stack.load_part(block, unpack(state, device))
 
     def _holding(self, block: int, version: int) -> LayerState:
         state = self._held.get((block, version))

@@ -1,13 +1,17 @@
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from ray_snake.config import TrainingConfig
 from ray_snake.engine.evaluate import evaluate
 from ray_snake.engine.objective import cross_entropy, mean_squared_error
 from ray_snake.engine.stack import BlockStack
+from ray_snake.engine.visit import computing
+from ray_snake.models.registry import build_model
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 12, 100])
@@ -44,6 +48,26 @@ def test_every_position_of_a_sequence_is_judged(array_samples):
     samples = array_samples([[0, 1], [2, 2]], [[0, 1], [2, 0]])
     result = evaluate(stack, samples, task=cross_entropy, batch_size=1)
     assert (result.samples, result.accuracy) == (2, 0.75)
+
+
+@pytest.mark.parametrize("vocabulary", [50, 2**19], ids=["narrow", "wide"])
+def test_evaluation_computes_as_it_is_told_to(vocabulary, array_samples):
+    torch.manual_seed(0)
+    options = {"vocabulary": vocabulary, "width": 16, "layers": 1, "tied": True}
+    stack = BlockStack.cut(build_model("decoder", options))
+    tokens = np.random.default_rng(0).integers(0, 50, (2, 5))
+    samples = array_samples(tokens[:, :-1], tokens[:, 1:])
+    exact = evaluate(stack, samples, task=cross_entropy, batch_size=2)
+    rough = evaluate(
+        stack,
+        samples,
+        task=cross_entropy,
+        batch_size=2,
+        computing=partial(computing, TrainingConfig(precision="bf16"), torch.device("cpu")),
+    )
+    assert rough.loss != exact.loss
+    # Scores are rounded, their loss is not.
+    assert rough.loss == pytest.approx(exact.loss, rel=1e-3)
 
 
 def test_no_rows_give_no_number(random_samples):

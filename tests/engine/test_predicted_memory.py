@@ -15,14 +15,18 @@ from ray_snake.planning.span import Span, Visit
 
 LANGUAGE = ("decoder", {"vocabulary": 600, "width": 96, "layers": 4, "tied": True})
 PICTURES = ("vgg11", {"width": 0.25, "norm": "batch"})
+WIDE = ("decoder", {"vocabulary": 4096, "width": 96, "layers": 4, "tied": True})
+WIDE_UNTIED = ("decoder", {**WIDE[1], "tied": False})
 BATCHES = {"decoder": 4, "vgg11": 32}
 
 
-def shard(name, array_samples):
+def shard(name, options, array_samples):
     rng = np.random.default_rng(0)
     rows = 2 * BATCHES[name]
     if name == "decoder":
-        tokens = rng.integers(0, 600, (rows, 49))
+        # Of a wide vocabulary so many positions that their scores are made in several pieces.
+        length = 49 if options["vocabulary"] < 1000 else 201
+        tokens = rng.integers(0, options["vocabulary"], (rows, length))
         return array_samples(tokens[:, :-1], tokens[:, 1:])
     pictures = rng.normal(size=(rows, 3, 32, 32)).astype(np.float32)
     return array_samples(pictures, rng.integers(0, 10, rows))
@@ -31,7 +35,7 @@ def shard(name, array_samples):
 def ratio(network, array_samples, trained, *, distillation=0.0, teacher="logits", **training):
     """Return the predicted peak over the measured one."""
     name, options = network
-    samples = shard(name, array_samples)
+    samples = shard(name, options, array_samples)
     loss = LossConfig(logit_adjustment=0.0, distillation=distillation, teacher=teacher)
     settings = TrainingConfig(
         **{"optimizer": "adamw", "batch_size": BATCHES[name], "steps": 4, **training}
@@ -78,6 +82,28 @@ def ratio(network, array_samples, trained, *, distillation=0.0, teacher="logits"
 )
 def test_a_language_models_visit_takes_about_what_is_predicted(array_samples, trained, training):
     assert 0.85 < ratio(LANGUAGE, array_samples, trained, **training) < 1.25
+
+
+@pytest.mark.parametrize(
+    ("network", "trained", "training"),
+    [
+        (WIDE, (0, 5), {}),
+        (WIDE, (0, 5), {"residency": "stream", "frozen_dtype": "bfloat16", "micro_batch": 2}),
+        (WIDE, (2, 3), {"residency": "stream", "frozen_dtype": "bfloat16", "micro_batch": 2}),
+        (WIDE_UNTIED, (1, 5), {}),
+        (WIDE_UNTIED, (1, 5), {"micro_batch": 2, "suffix": "recompute"}),
+    ],
+    ids=["embedding", "embedding, stream parts", "middle, stream parts", "untied", "untied, parts"],
+)
+def test_a_visit_with_wide_scores_takes_about_what_is_predicted(
+    array_samples, network, trained, training
+):
+    assert 0.9 < ratio(network, array_samples, trained, **training) < 1.1
+
+
+@pytest.mark.parametrize("teacher", ["logits", "top_k", "last_hidden"])
+def test_a_teacher_of_wide_scores_takes_about_what_is_predicted(array_samples, teacher):
+    assert 0.85 < ratio(WIDE, array_samples, (2, 5), distillation=0.5, teacher=teacher) < 1.3
 
 
 @pytest.mark.parametrize("trained", [(0, 9), (2, 9), tuple(range(10))])

@@ -1,11 +1,15 @@
 """What a block is measured to cost."""
 
+from dataclasses import replace
+from itertools import pairwise
+
 import torch
 from torch import nn
 
 from ray_snake.config import LossConfig, TrainingConfig
 from ray_snake.engine.profile import profile_blocks, time_blocks
 from ray_snake.engine.stack import BlockStack
+from ray_snake.models.registry import build_model
 
 
 def profile(build, shape, batch=4):
@@ -76,3 +80,39 @@ def test_a_lean_block_with_a_group_norm_keeps_its_input_if_that_is_less_and_runs
     _, costs, _ = profile(convolutions(nn.GroupNorm(2, 4)), (1, 8, 8))
     assert costs[0].lean_bytes == 4 * 64
     assert costs[0].lean_flops == costs[0].forward_flops
+
+
+class Counting(nn.Linear):
+    """Counts the runs of all layers of its kind."""
+
+    alike = "counting"
+    runs = 0
+
+    def forward(self, x):
+        Counting.runs += 1
+        return super().forward(x)
+
+
+def test_of_blocks_that_say_they_are_alike_one_is_measured():
+    def runs(*widths):
+        Counting.runs = 0
+        ends = list(pairwise(widths))
+        _, costs, _ = profile(lambda: nn.Sequential(*(Counting(*one) for one in ends)), widths[:1])
+        return Counting.runs, costs
+
+    once, (alone,) = runs(6, 6)
+    again, costs = runs(6, 6, 6, 6)
+    assert again == once
+    assert [one.name for one in costs] == ["0", "1", "2"]
+    assert {replace(one, name="0") for one in costs} == {alone}
+    # Weights of another shape are another kind.
+    assert runs(6, 6, 5)[0] == 2 * once
+
+
+def test_all_layers_of_a_decoder_are_alike():
+    stack = BlockStack.skeleton(lambda: build_model("decoder", {"vocabulary": 30, "width": 16}))
+    costs, _ = profile_blocks(stack, (7,), integer_inputs=True, batch=2)
+    assert [one.name for one in costs] == list(stack.names)
+    assert len({replace(one, name="") for one in costs[1:-1]}) == 1
+    assert costs[-1].position_scores == 30
+    assert not any(one.position_scores for one in costs[:-1])

@@ -11,7 +11,13 @@ from ray_snake.config import LossConfig, SnakeConfig, TrainingConfig
 from ray_snake.planning.blocks import BlockCost
 from ray_snake.planning.cost import predict_visit
 from ray_snake.planning.fit import fit_visits, ways_to_train
-from ray_snake.planning.memory import rows_at_once
+from ray_snake.planning.memory import (
+    LOSS_COPIES,
+    SCORES_AT_ONCE,
+    positions_at_once,
+    rows_at_once,
+    wide_positions,
+)
 from ray_snake.planning.span import Span, Visit
 
 NO_TEACHER = LossConfig(distillation=0.0)
@@ -43,10 +49,15 @@ def span_visit(start, blocks, *, last=True):
     )
 
 
-def peak(blocks, start, *, rows=ROWS, loss=NO_TEACHER, **training):
+def peak(blocks, start, *, rows=ROWS, loss=NO_TEACHER, last=True, **training):
     settings = TrainingConfig(**{"batch_size": 32, "cache_bytes": 0, **training})
     return predict_visit(
-        span_visit(start, blocks), blocks, rows=rows, steps=4, training=settings, loss=loss
+        span_visit(start, blocks, last=last),
+        blocks,
+        rows=rows,
+        steps=4,
+        training=settings,
+        loss=loss,
     ).private_bytes
 
 
@@ -158,6 +169,61 @@ def test_a_head_that_reads_a_frozen_embedding_holds_its_copy_over_the_loss():
     options = {"frozen_dtype": "bfloat16", "residency": "stream", "batch_size": 1}
     assert peak(blocks, 1, **options) >= 500_000 + 3 * 10_000
     assert peak(blocks, 1, residency="stream", batch_size=1) < 100_000
+
+
+def language_model(tokens, positions, width=80):
+    """An embedding, a layer, and a head with a weight of its own; the layer keeps nothing."""
+    features = 4 * positions * width
+    return [
+        BlockCost(
+            name=name,
+            weight_bytes=weights,
+            forward_flops=1.0,
+            saved_bytes=0,
+            input_bytes=inputs,
+            output_bytes=outputs,
+            position_scores=scores,
+        )
+        for name, weights, inputs, outputs, scores in (
+            ("embedding", 4 * tokens * width, 8 * positions, features, 0),
+            ("layer", 400, features, features, 0),
+            ("head", 4 * tokens * width, features, 4 * positions * tokens, tokens),
+        )
+    ]
+
+
+def test_wide_scores_count_for_the_positions_that_are_made_at_once():
+    tokens = SCORES_AT_ONCE // 20
+    wide = language_model(tokens, positions=100)
+    assert wide_positions(wide[-1], 1) == positions_at_once(width=80, scores=tokens) == 20
+    plain = [replace(one, position_scores=0) for one in wide]
+    visit = {"batch_size": 1, "last": False}
+    whole, pieces = (peak(one, 1, **visit) for one in (plain, wide))
+    features = 4 * 80
+    # The head's input and its gradient stay meanwhile, and some of the input is there once more.
+    saved = LOSS_COPIES * 4 * tokens * (100 - 20)
+    assert whole - pieces == saved - (2 * 100 + 20) * features
+
+
+def test_a_frozen_head_of_wide_scores_does_not_run_again():
+    wide = language_model(tokens=SCORES_AT_ONCE // 20, positions=100)
+    plain = [replace(one, position_scores=0) for one in wide]
+    settings = TrainingConfig(batch_size=1, suffix="recompute")
+    visit = Visit(number=1, trip=1, node=0, span=Span(1, 2), trained=(1,))
+
+    def flops(blocks):
+        return predict_visit(
+            visit, blocks, rows=1, steps=1, training=settings, loss=NO_TEACHER
+        ).flops
+
+    assert flops(plain) - flops(wide) == 1
+
+
+@given(rows=st.integers(1, 40), tokens=st.integers(1, 300_000), positions=st.integers(1, 300))
+def test_scores_are_wide_where_there_are_more_positions_than_at_once(rows, tokens, positions):
+    head = language_model(tokens, positions)[-1]
+    at_once = positions_at_once(width=80, scores=tokens)
+    assert wide_positions(head, rows) == (at_once if rows * positions > at_once else 0)
 
 
 @given(batch=st.integers(1, 70), rows=st.integers(1, 90), size=st.integers(1, 80))

@@ -9,8 +9,9 @@ from fakes import make_config
 
 from ray_snake.config import AcceptanceConfig, BaselineConfig
 from ray_snake.data import ShardSource
+from ray_snake.engine.batch_result import BatchResult
 from ray_snake.engine.split import Reply
-from ray_snake.engine.visit import BatchResult, VisitControl
+from ray_snake.engine.visit import VisitControl
 from ray_snake.errors import ConfigError
 from ray_snake.layers.state import weights_sha256
 from ray_snake.layers.tensors import pack

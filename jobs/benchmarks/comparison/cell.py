@@ -16,13 +16,14 @@ from comparison.scales import Scale
 from comparison.variants import Variant
 from ray_snake import SnakeConfig, SnakeTrainer
 from ray_snake.data import NodeDataset, ShardSource
+from ray_snake.engine.batch_result import BatchResult
 from ray_snake.engine.evaluate import evaluate
 from ray_snake.engine.memory import peak_bytes
 from ray_snake.engine.objective import cross_entropy
 from ray_snake.engine.profile import profile_blocks
 from ray_snake.engine.split import Reply, train_front
 from ray_snake.engine.stack import BlockStack
-from ray_snake.engine.visit import BatchResult, train_visit
+from ray_snake.engine.visit import train_visit
 from ray_snake.planning.cost import predict_visit
 from ray_snake.planning.strategy import make_strategy
 from ray_snake.runtime.journal import EvaluationRecord, VisitRecord, read_records

@@ -44,8 +44,10 @@ from ray_snake.trainer import node_sources
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "jobs" / "configs" / "quickstart.toml"
-SHARES = (1.0, 1.0, 1.0, 0.5, 0.5, 0.25, 0.25, 0.125)
-LINKS = ("100mbit", "50mbit", "20mbit", "100mbit", "10mbit", "50mbit", "5mbit", "20mbit")
+# Half a CPU at most: a node that has to wait for its turn makes up for that within the period of
+# its limit, so that its speed is its share, whatever runs beside it. Links are slow in proportion.
+SHARES = (0.5, 0.5, 0.5, 0.25, 0.25, 0.125, 0.125, 0.0625)
+LINKS = ("50mbit", "25mbit", "10mbit", "50mbit", "5mbit", "25mbit", "2500kbit", "10mbit")
 KNOWN_TRIPS = 4
 DRIVERS = {
     "fixed": ("snake.adapt=false",),

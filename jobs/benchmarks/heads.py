@@ -4,7 +4,8 @@
   one head takes: 0.95 of what one head comes to at its end. The small CIFAR-10 set of the
   comparison, Dirichlet 0.1, eight nodes; both halves of a VGG-11 of a quarter's width are spans.
   From the first visit's start; between evaluations in proportion. None where two heads never get
-  there.
+  there. All settings but `snake.heads` are the same. Evaluations are once a trip: one head leaves
+  a core for them, two don't.
 - `simulated_speedup`: visits in a second with eight heads on 64 nodes over those with one, in the
   simulator: paces lognormal(1, 0.5), links of 1 to 20 MB/s.
 
@@ -40,7 +41,7 @@ PARTITION = "alpha0.1"
 
 @click.command()
 @click.option("--data", default="data/cifar10", show_default=True, help="Folder of the pictures.")
-@click.option("--trips", default=8, show_default=True)
+@click.option("--trips", default=SCALES["small"].trips, show_default=True)
 @click.option("--seeds", default=3, show_default=True, help="Seeds 1 to this; medians count.")
 @click.option("--rate", default=0.01, show_default=True, help="Learning rate.")
 @click.option("--set", "settings", multiple=True, help="Change a setting of both.")
@@ -72,32 +73,31 @@ def main(
             common = [
                 f"snake.trips={trips}",
                 "snake.span_width=5",
+                # Of visits beside others alone.
+                "snake.damping=0.5",
                 f'model.options={{channels=3, classes=10, norm="group", width={scale.width}}}',
                 f"training.learning_rate={rate}",
                 f"training.batch_size={scale.batch_size}",
                 "loss.distillation=0.1",
                 f'evaluation.data="{pictures.watched}"',
-                f"evaluation.every_visits={scale.nodes // 2}",
+                f"evaluation.every_visits={scale.nodes}",
                 *settings,
             ]
             ratios = []
             for seed in range(1, seeds + 1):
-                curves = {}
+                runs = {}
                 for heads in (1, 2):
                     config = SnakeConfig.load(
                         COMMON, [*common, f"seed={seed}", f"snake.heads={heads}"]
                     )
-                    run = (
-                        SnakeTrainer(
-                            nodes=[str(one) for one in pictures.shards],
-                            config=config,
-                            storage=folder,
-                            name=f"{seed}-{heads}",
-                        )
-                        .fit()
-                        .run
+                    trainer = SnakeTrainer(
+                        nodes=[str(one) for one in pictures.shards],
+                        config=config,
+                        storage=folder,
+                        name=f"{seed}-{heads}",
                     )
-                    curves[heads] = _curve(run)
+                    runs[heads] = trainer.fit().run
+                curves = {heads: _curve(run) for heads, run in runs.items()}
                 mark = SHARE * curves[1][-1][1]
                 one, two = (_reached(curves[heads], mark) for heads in (1, 2))
                 ratios.append(None if one is None or two is None else two / one)
@@ -106,6 +106,8 @@ def main(
                     "one": curves[1][-1],
                     "two": curves[2][-1],
                     "two_over_one": ratios[-1],
+                    "two_over_one_whole": curves[2][-1][0] / curves[1][-1][0],
+                    "idle_share": _idle_share(runs[2], 2),
                 }
                 click.echo(f"seed {seed}: {figures[f'seed_{seed}']}", err=True)
         known = [one for one in ratios if one is not None]
@@ -113,6 +115,14 @@ def main(
             round(statistics.median(known), 4) if len(known) == len(ratios) else None
         )
     click.echo(json.dumps(figures) if as_json else figures)
+
+
+def _idle_share(run: str, heads: int) -> float:
+    """Return the share of a run's time, from the first visit's start, that heads had no visit."""
+    visits = [one for one in read_records(Storage(run)) if isinstance(one, VisitRecord)]
+    began = min(one.finished_at - one.seconds for one in visits)
+    whole = max(one.finished_at for one in visits) - began
+    return 1 - sum(one.seconds for one in visits) / (heads * whole)
 
 
 def _curve(run: str) -> list[tuple[float, float]]:

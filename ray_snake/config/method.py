@@ -86,6 +86,11 @@ class SnakeSection(Section):
     heads_after_trips: NonNegativeInt = Field(
         default=0, description="First trips with a single head, before the others set out."
     )
+    damping: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0,
+        description="Share of its change that a visit returns where several heads go at once, as "
+        "others change meanwhile what it started from. 1: all of it.",
+    )
     max_staleness: Annotated[PositiveInt | None, BeforeValidator(none_if_named)] = Field(
         default=None,
         description="Results that came in during a visit beyond which its own is refused. None: "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import replace
@@ -11,9 +12,10 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from ray_snake.config import TrainingConfig
+from ray_snake.config import LossConfig, TrainingConfig
 from ray_snake.engine.fit import made_up, zeros_like
 from ray_snake.engine.lean import lean_run
+from ray_snake.engine.optimizer import make_optimizer
 from ray_snake.engine.stack import BlockStack
 from ray_snake.engine.visit import computing
 from ray_snake.planning.cost import BlockCost
@@ -149,9 +151,10 @@ def time_blocks(
     *,
     integer_inputs: bool,
     training: TrainingConfig,
+    loss: LossConfig,
     threads: int,
 ) -> tuple[BlockCost, ...]:
-    """Measure how long each block takes on this machine, forward and backward.
+    """Measure how long each block takes on this machine: forward, backward, and to be changed.
 
     Of blocks that are alike one is measured: see `profile_blocks`.
 
@@ -160,15 +163,17 @@ def time_blocks(
         costs: What is known of its blocks: `profile_blocks`.
         sample_shape: Shape of one input.
         integer_inputs: Whether inputs are int64 rather than float32.
-        training: Size of a batch or of its parts, and precision.
+        training: Size of a batch or of its parts, precision and optimizer.
+        loss: Whether something is distilled.
         threads: How many threads torch may use, as on a node.
 
     Returns:
-        The costs with seconds for one sample: the least of `REPEATS` batches each.
+        The costs with seconds for one sample, or step: the least of `REPEATS` batches each.
     """
-    known: dict[Hashable, tuple[float, float, float, Tensor]] = {}
+    known: dict[Hashable, tuple[float, float, float, Tensor, float]] = {}
     dtype = torch.int64 if integer_inputs else torch.float32
     rows, _ = rows_at_once(training, training.batch_size)
+    parts = math.ceil(training.batch_size / rows)
     x = torch.zeros((rows, *sample_shape), dtype=dtype)
     timed = []
     skeleton.eval()
@@ -179,14 +184,24 @@ def time_blocks(
             kind = _kind(skeleton, index, x)
             if kind not in known:
                 with made_up(skeleton, index, _drawn) as block, computing(training, x.device):
-                    known[kind] = _time_block(block, x, skeleton.trainable(index).values())
-            forward, frozen, trained, x = known[kind]
+                    trainable = skeleton.trainable(index).values()
+                    known[kind] = (
+                        *_time_block(block, x, trainable),
+                        _time_update(trainable, training),
+                    )
+            forward, frozen, trained, x, update = known[kind]
+            judging = 0.0
+            if index == len(costs) - 1:
+                with computing(training, x.device):
+                    judging = _time_loss(x, loss)
             timed.append(
                 replace(
                     cost,
                     forward_seconds=forward / rows,
                     backward_seconds=frozen / rows,
                     training_seconds=trained / rows,
+                    update_seconds=update,
+                    loss_seconds=judging * parts,
                 )
             )
     finally:
@@ -231,6 +246,39 @@ def _time_block(
     block.zero_grad(set_to_none=True)
     with torch.no_grad():
         return seconds, frozen, trained, block(x)
+
+
+def _time_update(trainable: Collection[nn.Parameter], training: TrainingConfig) -> float:
+    """Return the seconds of an optimizer step on a block's weights."""
+    weights = [*trainable]
+    optimizer = make_optimizer(weights, training, learning_rate=1e-6)
+
+    def update() -> float:
+        for weight in weights:
+            weight.grad = torch.zeros_like(weight)
+        started = time.perf_counter()
+        if training.clip_norm is not None:
+            nn.utils.clip_grad_norm_(weights, training.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        return time.perf_counter() - started
+
+    return _least(update) if weights else 0.0
+
+
+def _time_loss(outputs: Tensor, loss: LossConfig) -> float:
+    """Return the seconds of a loss: a softmax, and one more where the teacher's is compared."""
+
+    def judge() -> float:
+        started = time.perf_counter()
+        inputs = outputs.detach().requires_grad_()
+        total = inputs.log_softmax(-1).mean()
+        if loss.distillation > 0:
+            total = total + inputs.log_softmax(-1).mean()
+        torch.autograd.backward(total)
+        return time.perf_counter() - started
+
+    return _least(judge) if outputs.is_floating_point() else 0.0
 
 
 def _least(measure: Callable[[], float]) -> float:

@@ -32,6 +32,10 @@ class BlockCost:
         forward_seconds: Time of its forward pass where it was measured; 0 if it was not.
         backward_seconds: Time of its backward pass with frozen weights, likewise.
         training_seconds: Time of its backward pass with trained weights, likewise.
+        update_seconds: Time of an optimizer step on its weights, clipping included, likewise: of a
+            whole step, however many samples.
+        loss_seconds: Time of a step's loss on its outputs, both ways, likewise; 0 but for the last
+            block.
     """
 
     name: str
@@ -52,3 +56,5 @@ class BlockCost:
     forward_seconds: float = 0.0
     backward_seconds: float = 0.0
     training_seconds: float = 0.0
+    update_seconds: float = 0.0
+    loss_seconds: float = 0.0

@@ -49,8 +49,8 @@ class VisitModel:
     """Predicts visits that train the same blocks, whatever their nodes' rows.
 
     A backward pass costs a frozen block one more forward pass (the gradient of its input) and a
-    trained one two (of its weights too), but for the share of them that is its base. Its memory:
-    `planning.memory`.
+    trained one two (of its weights too), but for the share of them that is its base. Each step has
+    its loss and its update beside, which small networks notice. Its memory: `planning.memory`.
 
     Args:
         visit: A visit to the blocks.
@@ -106,6 +106,10 @@ class VisitModel:
             )
             - blocks[first].backward_seconds,
         )
+        # Of the network's last block whatever trains, and wherever it is.
+        self._step_seconds = blocks[-1].loss_seconds + sum(
+            blocks[index].update_seconds for index in trained
+        )
         weights = sum(blocks[index].weight_bytes for index in trained if visit.on_node(index))
         self._shared_bytes = sum(one.weight_bytes + one.base_bytes for one in held) - weights
         self._memory = MemoryModel(visit, blocks, training=training, loss=loss)
@@ -131,6 +135,7 @@ class VisitModel:
             self._prefix.seconds * (kept if cached else samples)
             + self._rest.seconds * (samples + (kept if self._teacher else 0))
             + (self._backward.seconds + self._again.seconds) * samples
+            + self._step_seconds * steps
         )
 
     def samples(self, *, rows: int, steps: int) -> int:

@@ -93,12 +93,19 @@ class Ratio:
 
     Each sum is an exponential moving average; the correction of their bias (Kingma and Ba 2015,
     arXiv:1412.6980, section 3) is the same for both and cancels.
+
+    Args:
+        decay: Weight of what was known before.
+        settles: Whether the first measurement is forgotten with the second: a process takes longer
+            the first time.
     """
 
-    __slots__ = ("_decay", "_over", "_under", "value")
+    __slots__ = ("_count", "_decay", "_over", "_settles", "_under", "value")
 
-    def __init__(self, decay: float = DECAY) -> None:
+    def __init__(self, decay: float = DECAY, *, settles: bool = False) -> None:
         self._decay = decay
+        self._settles = settles
+        self._count = 0
         self._over = 0.0
         self._under = 0.0
         self.value: float | None = None
@@ -106,9 +113,17 @@ class Ratio:
 
     def add(self, over: float, under: float) -> None:
         """Take one more measurement."""
+        self._count += 1
+        if self._settles and self._count == 2:
+            self._over = self._under = 0.0
         self._over = self._decay * self._over + (1 - self._decay) * over
         self._under = self._decay * self._under + (1 - self._decay) * under
         self.value = self._over / self._under if self._under > 0 else None
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing is left in it of a first measurement that is to be forgotten."""
+        return self._count > self._settles
 
 
 class _Model:
@@ -148,8 +163,8 @@ class Outlook:
         self._config = config
         self._rows = facts.rows
         nodes = len(facts.rows)
-        self._paces = [Ratio() for _ in range(nodes)]
-        self._overheads = [Ratio() for _ in range(nodes)]
+        self._paces = [Ratio(settles=True) for _ in range(nodes)]
+        self._overheads = [Ratio(settles=True) for _ in range(nodes)]
         self._rates: list[deque[float]] = [deque(maxlen=RATES_KEPT) for _ in range(nodes)]
         self._last: int | None = None
         self._free_bytes: list[int | None] = [None] * nodes
@@ -169,8 +184,8 @@ class Outlook:
         self.members.append(len(self.facts.rows))
         self.facts = replace(self.facts, rows=(*self.facts.rows, rows))
         self._rows = self.facts.rows
-        self._paces.append(Ratio())
-        self._overheads.append(Ratio())
+        self._paces.append(Ratio(settles=True))
+        self._overheads.append(Ratio(settles=True))
         self._rates.append(deque(maxlen=RATES_KEPT))
         self._free_bytes.append(None)
         self._training.append(None)
@@ -194,7 +209,7 @@ class Outlook:
         else:
             work = model.visits.seconds(rows=self._rows[node], steps=outcome.steps)
         pace, factor = self._paces[node].value, model.found.value or 1.0
-        if pace is not None:
+        if pace is not None and self._paces[node].is_settled:
             model.found.add(outcome.train_seconds, pace * work)
         self._paces[node].add(outcome.train_seconds, factor * work)
         beside = outcome.seconds - outcome.train_seconds

@@ -64,6 +64,10 @@ class Snake(Strategy):
             )
             for place, (span, own) in enumerate(zip(self.spans, self._chosen, strict=True))
         }
+        self._apart = {
+            place: replace(visit, trained=self._without_others(visit.trained, place))
+            for place, visit in self._places.items()
+        }
         self._unchanged = [Choice(place=place) for place in self._places]
         self.coverage = Coverage(nodes, len(self.spans))
         # What the order proposed: so it goes its way, whatever nodes were given in its place.
@@ -104,18 +108,19 @@ class Snake(Strategy):
                 return visit
             choice = self._adaptation.shorten(visit)
             return replace(visit, steps=choice.steps, why=choice.why)
-        free = self._free_places() or self._places
+        free = self._free_places() or self._all_places
         proposed = self._proposed(number, trip, node)
         counts = self.coverage.counts(node)
         if self._adaptation is not None:
             choice = self._adaptation.suit(
                 node, trip=trip, proposed=proposed, places=free, counts=counts
             )
-        elif proposed in free:
+        elif proposed in free and self._is_least(proposed, counts):
             choice = self._unchanged[proposed]
         else:
-            nearest = min(free, key=lambda one: (counts[one], abs(one - proposed), one))
-            choice = Choice(place=nearest)
+            least = min(counts[one] for one in free) + self._order.stay
+            due = [one for one in free if counts[one] < least]
+            choice = self._unchanged[min(due, key=lambda one: (abs(one - proposed), one))]
         there = free[choice.place]
         return Visit(
             number=number,
@@ -127,6 +132,16 @@ class Snake(Strategy):
             steps=choice.steps,
             why=choice.why,
         )
+
+    def is_due(self, visit: Visit) -> bool:
+        """Return whether a node has trained no other span less often; so heads keep to coverage."""
+        if self._adaptation is not None or visit.place is None:
+            return True
+        return self._is_least(visit.place, self.coverage.counts(visit.node))
+
+    def _is_least(self, place: int, counts: Sequence[int]) -> bool:
+        """Return whether coverage leaves a place open to a node with such counts."""
+        return counts[place] < min(counts) + self._order.stay
 
     def is_warm_up(self, visit: Visit) -> bool:
         """Return whether a visit trains the whole model, as only some nodes may be able to."""
@@ -232,14 +247,29 @@ class Snake(Strategy):
 
         Of a span's ends, those that another visit trains at the moment are left out.
         """
+        places = self._all_places
         if not self.running:
-            return self._places
+            return places
         busy = {block for visit in self.running for block in visit.trained}
         return {
             place: replace(visit, trained=tuple(one for one in visit.trained if one not in busy))
-            for place, visit in self._places.items()
+            for place, visit in places.items()
             if not busy & set(self._chosen[place])
         }
+
+    @property
+    def _all_places(self) -> Mapping[int, Visit]:
+        """A visit to each place: with as many heads as spans, to its blocks apart from all others.
+
+        An end that is another span's would keep a head from that one.
+        """
+        return self._apart if self.heads == len(self.spans) else self._places
+
+    def _without_others(self, trained: Sequence[int], place: int) -> tuple[int, ...]:
+        """Return those of a place's blocks that belong to no other span."""
+        own = self._chosen[place]
+        others = {block for chosen in self._chosen for block in chosen}.difference(own)
+        return tuple(one for one in trained if one not in others)
 
 
 def _check_warmup_nodes(config: SnakeConfig, nodes: int) -> None:

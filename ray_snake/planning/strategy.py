@@ -19,6 +19,9 @@ from ray_snake.planning.outlook import Facts, Outcome, Outlook
 from ray_snake.planning.span import Span, Visit
 from ray_snake.planning.trips import Trips
 
+LOOKED_AT = 4
+"""Nodes that are looked at for each head to find one whose visit is due."""
+
 
 class Strategy(ABC):
     """Hands out a run's visits in order.
@@ -80,6 +83,12 @@ class Strategy(ABC):
         del visit
         return None
 
+    def damping(self, visit: Visit) -> float:
+        """Return the share of its change that a visit returns: all of it where others wait."""
+        snake = self.config.snake
+        alone = snake.heads == 1 or visit.trip <= snake.heads_after_trips
+        return 1.0 if alone or visit.place is None else snake.damping
+
     def is_warm_up(self, visit: Visit) -> bool:
         """Return whether a visit needs more of its node than most nodes can give."""
         del visit
@@ -89,6 +98,11 @@ class Strategy(ABC):
         """Take what is known of nodes and blocks, before the first visit."""
         self.outlook = Outlook(self.config, facts)
         return self.outlook
+
+    def is_due(self, visit: Visit) -> bool:
+        """Return whether a visit that could begin should, rather than one to a later node."""
+        del visit
+        return True
 
     def handed_out(self, visit: Visit) -> None:  # noqa: B027 - for those that count
         """Note that a visit was handed out."""
@@ -243,15 +257,21 @@ class Strategy(ABC):
     def peek(self, running: Sequence[Visit] = (), busy: Collection[int] = ()) -> Visit | None:
         """Return the visit that `next` would hand out now, without handing it out."""
         self.running = tuple(running)
+        found: list[Visit] = []
         for trip, node in self._trips.left or self._trips.following():
             if node in busy:
                 continue
             visit = self.plan(self._handed_out + 1, trip, node)
             if not running or all(_may_go_on_together(visit, one) for one in running):
-                return visit
-            if not self.spreads:
+                found.append(visit)
+                if self.is_due(visit):
+                    return visit
+                if len(found) == LOOKED_AT * self.heads:
+                    break
+            elif not self.spreads:
                 break
-        return None
+        # Better a visit that is not due than a head without one.
+        return found[0] if found else None
 
     def adopt(self, visit: Visit) -> None:
         """Take a visit as handed out that was so before: see `next`."""

@@ -130,6 +130,7 @@ def measured_costs(
         sample_shape,
         integer_inputs=integer_inputs,
         training=config.training,
+        loss=config.loss,
         threads=config.nodes.threads,
     )
 

@@ -94,7 +94,7 @@ class LocalManager:
         try:
             outcome = self._train(task, control, connect, carried)
             trained = {
-                block: self._stack.part(block)
+                block: self._damped(task, block)
                 for block in task.visit.trained
                 if task.visit.on_node(block)
             }
@@ -107,6 +107,8 @@ class LocalManager:
             # Only what this visit started from: a fetch may have brought something newer.
             if task.anchors is None or task.anchors[block] != task.versions[block]:
                 self.release(block, task.versions[block])
+        if outcome.update_norm is not None:
+            outcome = replace(outcome, update_norm=task.damping * outcome.update_norm)
         report = VisitReport(
             **asdict(outcome),
             parcel_bytes=tuple(parcel.nbytes for parcel in parcels),
@@ -115,6 +117,19 @@ class LocalManager:
             free_bytes=free_bytes(self._device),
         )
         return report, parcels
+
+    def _damped(self, task: VisitTask, block: int) -> dict[str, Tensor]:
+        """Return a trained block with the share of its change that is to be returned."""
+        trained = self._stack.part(block)
+        if task.damping == 1:
+            return trained
+        arrived = unpack(self._holding(block, task.versions[block]), self._device)
+        return {
+            name: torch.lerp(arrived[name], one.detach(), task.damping)
+            if one.is_floating_point()
+            else one
+            for name, one in trained.items()
+        }
 
     def _carried(self, task: VisitTask) -> dict[int, dict[str, Tensor]] | None:
         """Return what optimizers left with the trained blocks; none where each starts anew."""

@@ -87,6 +87,8 @@ class VisitTask:
         seed: Of every draw.
         back: The blocks from the visit's cut on, for the server to pull; empty without a cut.
         distillation: The loss's weight of distillation; none: what the settings say.
+        damping: Share of the change that is returned: of each weight, and of each buffer that is no
+            count.
     """
 
     visit: Visit
@@ -96,6 +98,7 @@ class VisitTask:
     seed: int
     back: tuple[Delivery, ...] = ()
     distillation: float | None = None
+    damping: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -155,6 +155,7 @@ class Visitor:
             seed=derive_seed(self._config.seed, "visit", visit.number),
             back=shipment.back,
             distillation=self._strategy.distillation(visit),
+            damping=self._strategy.damping(visit),
         )
 
     def _prediction(

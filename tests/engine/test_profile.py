@@ -6,7 +6,8 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from ray_snake.engine.profile import profile_blocks
+from ray_snake.config import LossConfig, TrainingConfig
+from ray_snake.engine.profile import profile_blocks, time_blocks
 from ray_snake.engine.stack import BlockStack
 from ray_snake.models.registry import build_model
 
@@ -42,6 +43,24 @@ def test_token_inputs_are_profiled_too():
     costs, _ = profile_blocks(stack, (7,), integer_inputs=True, batch=2)
     assert costs[0].output_bytes == 7 * 3 * 4
     assert torch.is_grad_enabled()
+
+
+def test_updates_and_the_loss_are_timed_where_there_are_any():
+    stack, costs, _ = profile(
+        lambda: nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2), nn.Flatten()), (6,)
+    )
+    timed = time_blocks(
+        stack,
+        costs,
+        (6,),
+        integer_inputs=False,
+        training=TrainingConfig(batch_size=4),
+        loss=LossConfig(),
+        threads=1,
+    )
+    assert [one.update_seconds > 0 for one in timed] == [bool(one.weight_bytes) for one in costs]
+    assert [one.loss_seconds > 0 for one in timed] == [False] * (len(timed) - 1) + [True]
+    assert all(parameter.is_meta for parameter in stack.parameters())
 
 
 def convolutions(norm):

@@ -160,7 +160,13 @@ def test_a_skeleton_of_a_tied_network_is_measured_block_by_block():
     assert costs[-1].forward_flops == 2 * 5 * 16 * TOKENS
     assert costs[-1].weight_bytes == 4 * 16
     timed = time_blocks(
-        skeleton, costs, (5,), integer_inputs=True, training=TrainingConfig(batch_size=2), threads=1
+        skeleton,
+        costs,
+        (5,),
+        integer_inputs=True,
+        training=TrainingConfig(batch_size=2),
+        loss=LossConfig(),
+        threads=1,
     )
     assert all(cost.training_seconds > 0 for cost in timed)
     assert all(parameter.is_meta for parameter in skeleton.parameters())

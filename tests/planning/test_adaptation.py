@@ -121,8 +121,8 @@ def test_small_changes_of_pace_change_nothing():
         made.observe(outcome(made, visit, pace=pace))
         if visit.node == 2:
             given.append((visit.place, visit.steps))
-    # One number of steps for each place, once the pace is known.
-    assert len(set(given[1:])) == len({place for place, _ in given[1:]})
+    # One number of steps for each place, once the pace is known: the first visit is forgotten.
+    assert len(set(given[2:])) == len({place for place, _ in given[2:]})
 
 
 def test_spans_that_slow_nodes_leave_behind_go_to_fast_ones():
@@ -218,6 +218,25 @@ def test_a_ratio_that_stays_is_found_from_the_first_measurement(value, sizes):
     for size in sizes:
         ratio.add(value * size, size)
         assert ratio.value == pytest.approx(value)
+
+
+@given(st.floats(0.1, 10), st.floats(0.1, 10), st.lists(st.floats(0.01, 10), min_size=1))
+def test_what_a_process_takes_the_first_time_is_forgotten_with_the_second(first, value, sizes):
+    ratio = Ratio(settles=True)
+    ratio.add(first, 1.0)
+    assert ratio.value == pytest.approx(first)
+    for size in sizes:
+        ratio.add(value * size, size)
+        assert ratio.value == pytest.approx(value)
+
+
+def test_a_slow_first_visit_spoils_no_prediction_after_the_second():
+    made = snake(nodes=2)
+    paces = iter([20.0, 20.0, 3.0, 3.0])
+    for pace in paces:
+        made.observe(outcome(made, made.next(), pace=pace, others=pace / 10))
+    assert [made.outlook.pace(node) for node in range(2)] == pytest.approx([3.0, 3.0])
+    assert [made.outlook.overhead(node) for node in range(2)] == pytest.approx([0.3, 0.3])
 
 
 def test_a_node_not_seen_yet_is_taken_for_a_middling_one():

@@ -72,6 +72,29 @@ def test_private_memory_holds_weights_optimizer_state_and_activations(training, 
     assert predict(0, 1, **training).private_bytes == (copies - 1) * 1000 + activations
 
 
+def test_a_step_takes_its_loss_and_the_update_of_what_it_trains_however_many_rows():
+    blocks = [
+        replace(one, forward_seconds=1e-3, update_seconds=0.1 * (index + 1))
+        for index, one in enumerate(BLOCKS)
+    ]
+    blocks[-1] = replace(blocks[-1], loss_seconds=5.0)
+    seconds = {
+        (start, batch): predict_visit(
+            visit(start, start + 2),
+            blocks,
+            rows=64,
+            steps=64 // batch,
+            training=TrainingConfig(batch_size=batch),
+            loss=NO_TEACHER,
+        ).seconds
+        for start in (0, 1)
+        for batch in (8, 32)
+    }
+    # The same rows in eight steps and in two.
+    assert seconds[0, 8] - seconds[0, 32] == pytest.approx(6 * (5.0 + 0.1 + 0.2))
+    assert seconds[1, 8] - seconds[1, 32] == pytest.approx(6 * (5.0 + 0.2 + 0.3))
+
+
 def test_a_prefix_cache_counts_until_it_goes_to_disk():
     small, on_disk = predict(1, 2, epochs=2), predict(1, 2, epochs=2, cache_bytes=0)
     assert small.private_bytes - on_disk.private_bytes == 64 * 40

@@ -114,6 +114,32 @@ def test_a_tasks_own_weight_of_distillation_is_as_good_as_the_settings(node, ini
     assert [one.checksum() for one in made] != [one.checksum() for one in others]
 
 
+def test_a_damped_visit_returns_a_share_of_its_change(node, initial):
+    _, whole = do(node, make_task(), initial)
+    _, damped = do(node, replace(make_task(), damping=0.25), initial)
+    for full, part in zip(whole, damped, strict=True):
+        for name, array in full.arrays.items():
+            start = initial[full.block].arrays[name]
+            np.testing.assert_allclose(
+                part.arrays[name], start + 0.25 * (array - start), rtol=0, atol=1e-6
+            )
+
+
+def test_the_change_that_is_reported_is_the_one_that_is_returned(initial):
+    config = make_config(
+        **CONFIG.model_dump(include={"model", "data", "training"}),
+        acceptance={"max_update_norm": 100.0},
+    )
+    node = make_node(config=config)
+    report, damped = do(node, replace(make_task(), damping=0.5), initial)
+    changes = [
+        (array - initial[one.block].arrays[name]).ravel()
+        for one in damped
+        for name, array in one.arrays.items()
+    ]
+    assert report.update_norm == pytest.approx(np.linalg.norm(np.concatenate(changes)), rel=1e-4)
+
+
 def test_reports_what_was_done(node, initial):
     report, states = do(node, make_task(), initial)
     rows = node.manager.samples

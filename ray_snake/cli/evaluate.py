@@ -41,6 +41,7 @@ def evaluate(run: str, data: str | None, as_json: bool) -> None:
         NodeDataset.open(source),
         task=recipe.objective().task,
         batch_size=config.evaluation.batch_size,
+        precision=config.evaluation.precision,
     )
     metrics = {"loss": found.loss}
     if found.accuracy is not None:

@@ -138,4 +138,7 @@ class EvaluationConfig(Section):
         default=0, description="Evaluate after each of a run's last visits too, so many of them."
     )
     batch_size: PositiveInt = Field(default=256, description="Samples per evaluation batch.")
+    precision: Literal["fp32", "bf16"] = Field(
+        default="fp32", description="As `training.precision`, of the evaluation."
+    )
     gpus: NonNegativeFloat = Field(default=0.0, description="GPU share of the evaluation.")

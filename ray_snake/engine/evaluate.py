@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
+from ray_snake.engine.device import computing
 from ray_snake.engine.objective import (
     TaskLoss,
     correct,
@@ -14,6 +16,7 @@ from ray_snake.engine.objective import (
     is_classification,
     is_language_modelling,
 )
+from ray_snake.engine.padding import row_lengths, without_padding
 from ray_snake.engine.samples import Samples, in_order, load_batch
 from ray_snake.engine.stack import BlockStack
 
@@ -43,30 +46,47 @@ def evaluate(
     *,
     task: TaskLoss,
     batch_size: int,
+    precision: str = "fp32",
     device: torch.device | None = None,
 ) -> Evaluation:
-    """Judge a loaded stack on all rows, in evaluation mode."""
+    """Judge a loaded stack on all rows, in evaluation mode.
+
+    Rows with padding are judged by length, so that little of it is computed.
+
+    Args:
+        stack: The network.
+        samples: The rows.
+        task: The loss.
+        batch_size: Rows at once.
+        precision: `fp32`, or `bf16` as in training.
+        device: Where to compute; the CPU by default.
+    """
     device = device or torch.device("cpu")
     stack.eval()
     total, weight, right, judged = 0.0, 0, 0, 0
     is_language_model = False
-    for rows in in_order(len(samples), batch_size):
+    lengths = row_lengths(stack, samples)
+    order = None if lengths is None else np.argsort(lengths, kind="stable")
+    for places in in_order(len(samples), batch_size):
+        rows = places if order is None else order[places]
         inputs, targets = load_batch(samples, rows, device)
-        outputs = stack(inputs)
+        with computing(precision, device):
+            outputs = stack(without_padding(stack, inputs))
+            loss = task(outputs, targets)
         batch_weight = len(rows)
         if is_classification(targets):
             batch_right, batch_weight = correct(outputs, targets)
             right, judged = right + batch_right, judged + batch_weight
             is_language_model = is_language_modelling(targets) and not inputs.is_floating_point()
         if batch_weight:
-            total += float(task(outputs, targets)) * batch_weight
+            total += float(loss) * batch_weight
             weight += batch_weight
-    loss = total / weight if weight else math.nan
+    mean = total / weight if weight else math.nan
     return Evaluation(
         samples=len(samples),
-        loss=loss,
+        loss=mean,
         accuracy=right / judged if judged else None,
-        perplexity=perplexity(loss) if is_language_model and task is cross_entropy else None,
+        perplexity=perplexity(mean) if is_language_model and task is cross_entropy else None,
     )
 
 

@@ -12,10 +12,10 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from ray_snake.config import TrainingConfig
+from ray_snake.engine.device import computing
 from ray_snake.engine.fit import made_up, zeros_like
 from ray_snake.engine.lean import lean_run
 from ray_snake.engine.stack import BlockStack
-from ray_snake.engine.visit import computing
 from ray_snake.planning.cost import BlockCost
 from ray_snake.planning.memory import rows_at_once
 
@@ -143,7 +143,7 @@ def time_blocks(
     torch.set_num_threads(threads)
     try:
         for index, cost in enumerate(costs):
-            with made_up(skeleton, index, _drawn) as block, computing(training, x.device):
+            with made_up(skeleton, index, _drawn) as block, computing(training.precision, x.device):
                 forward, frozen, trained, x = _time_block(block, x)
             timed.append(
                 replace(

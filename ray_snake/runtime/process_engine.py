@@ -171,6 +171,7 @@ class ProcessEngine:
                 self._evaluation,
                 task=self._task,
                 batch_size=self._recipe.config.evaluation.batch_size,
+                precision=self._recipe.config.evaluation.precision,
                 device=self._device,
             )
         finally:

@@ -9,8 +9,8 @@ Make model and data as the configuration's first lines say, then in that folder
 
     python jobs/benchmarks/finetune.py --task reviews --seeds 3 --json
 
-`--tune` trains each way with its `rates` on half as many samples, and judges it on training rows
-that were held out.
+`--tune` trains each way with its `rates` in half as many trips, and judges it on training rows that
+were held out.
 """
 
 from __future__ import annotations

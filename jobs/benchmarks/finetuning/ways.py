@@ -44,17 +44,16 @@ class Way:
             nodes: Its number of nodes.
             seed: Of first weights, batches and whatever is drawn.
             rate: Learning rate; none: the configuration's.
-            tuning: Whether visits are half as long.
+            tuning: Whether it makes half of the trips.
         """
         steps = (task.training.steps or 1) * (nodes if self.pooled else 1)
-        if tuning:
-            steps = -(-steps // 2)
+        trips = task.snake.trips * self.trips
         tree: dict[str, Any] = {
             "seed": seed,
             "data": {"shards": None},
             "evaluation": {"data": None},
             "nodes": {"nodes_per_actor": 1 if self.pooled else nodes},
-            "snake": {"trips": task.snake.trips * self.trips},
+            "snake": {"trips": -(-trips // 2) if tuning else trips},
             "training": {"steps": -(-steps // self.trips)},
         }
         if rate is not None:

@@ -3,7 +3,7 @@
 Every way sees as many samples of the same rows. `full`, `badam`, `lisa` and `lora` have all of them
 in one place; the snake and `cyclic` have them on nodes with label skew. The snake is what the
 task's configuration says; all else differs from it as `finetuning/ways.py` says. Each finished
-cell, a way with a seed, is kept in `--storage` and not trained again; an interrupted one goes on.
+cell, a way with a seed, is kept in `--storage` and not trained again.
 
 Make model and data as the configuration's first lines say, then in that folder
 
@@ -32,7 +32,6 @@ from finetuning.tables import write_results
 from finetuning.ways import RATES, WAYS, Way
 
 from ray_snake import SnakeConfig
-from ray_snake.runtime.cluster import connected
 
 ROOT = Path(__file__).parents[2]
 TUNING_SEED = 0
@@ -104,16 +103,13 @@ class FineTuning:
         rows = task_rows(self._config)
         rates = RATES[self._task]
         cells = [(way, seed, rates.get(way.name)) for seed in seeds for way in ways]
-        with connected(None):
-            found = [self._row(way, seed, rate, rows, tuning=False) for way, seed, rate in cells]
-        return _in_order(found)
+        return _in_order([self._row(*cell, rows, tuning=False) for cell in cells])
 
     def tuned(self, ways: Sequence[Way]) -> list[Row]:
         """Return the rows of all ways with each of their rates, judged on held-out rows."""
         rows = held_out_rows(task_rows(self._config), self._folder / "held-out")
         cells = [(way, rate) for way in ways for rate in way.rates]
-        with connected(None):
-            return [self._row(way, TUNING_SEED, rate, rows, tuning=True) for way, rate in cells]
+        return [self._row(way, TUNING_SEED, rate, rows, tuning=True) for way, rate in cells]
 
     def finished(self) -> list[Row]:
         """Return the rows of all trained cells."""
@@ -131,7 +127,7 @@ class FineTuning:
         if not file.exists():
             click.echo(f"training {name}", err=True)
             row = {"way": way.name, "task": self._task} | train(
-                way, config, rows, runs=self._folder / "runs", name=name, most=self._judged
+                way, config, rows, most=self._judged
             )
             row |= {
                 "predicted_peak_bytes": predicted_peak(way, config, rows),
@@ -200,7 +196,7 @@ def _line(row: Row) -> str:
     return (
         f"{row['way']:8} seed {row['seed']}  rate {row['learning_rate']:g}  "
         f"loss {row['loss']:.4f}  accuracy {row['accuracy']:.4f}  {row['samples']:,} samples  "
-        f"{row['bytes'] / 1e6:,.1f} MB  {row['training_seconds']:,.0f} s"
+        f"{row['bytes'] / 1e6:,.1f} MB  {row['cpu_seconds']:,.0f} s"
     )
 
 

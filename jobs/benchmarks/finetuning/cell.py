@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pyarrow as pa
 
+from finetuning.sequence import train_in_sequence
 from finetuning.ways import Way
-from ray_snake import SnakeConfig, SnakeTrainer
+from ray_snake import SnakeConfig
 from ray_snake.config import PartitionConfig
 from ray_snake.data import NodeDataset, ShardSource
 from ray_snake.data.shards import partition_file, read_table, write_shard
@@ -20,11 +23,9 @@ from ray_snake.engine.evaluate import evaluate
 from ray_snake.engine.objective import cross_entropy
 from ray_snake.engine.profile import profile_blocks
 from ray_snake.engine.samples import drawn
-from ray_snake.engine.stack import BlockStack
 from ray_snake.planning.cost import predict_visit
 from ray_snake.planning.strategy import make_strategy
 from ray_snake.runtime.recipe import Recipe
-from ray_snake.storage import Storage
 
 ROWS_SEED = 1
 HELD_OUT_ROWS = 512
@@ -78,33 +79,27 @@ def held_out_rows(rows: Rows, folder: Path) -> Rows:
     )
 
 
-def train(
-    way: Way, config: SnakeConfig, rows: Rows, *, runs: Path, name: str, most: int | None
-) -> dict[str, Any]:
-    """Train a cell, or go on where it was interrupted; return what came of it.
+def train(way: Way, config: SnakeConfig, rows: Rows, *, most: int | None) -> dict[str, Any]:
+    """Train a cell and judge it; return what came of it.
 
     Args:
         way: The way.
         config: Its settings.
         rows: Its rows.
-        runs: Where runs are kept.
-        name: Of the run.
         most: Rows to judge, drawn once for all; none: all.
     """
-    known = Storage(str(runs)).child(name).exists("run.json")
-    nodes: Sequence[str] = [rows.pooled] if way.pooled else rows.shards
-    result = SnakeTrainer(
-        nodes=list(nodes), config=config, storage=runs, name=name, resume=known, progress=False
-    ).fit()
+    started, computing = time.perf_counter(), time.process_time()
+    nodes = [rows.pooled] if way.pooled else rows.shards
+    found = train_in_sequence(config, nodes, report=lambda line: click.echo(line, err=True))
+    seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - computing
     shard = NodeDataset.open(ShardSource.of(rows.judged))
     judged = evaluate(
-        BlockStack.cut(result.model()),
+        found.stack,
         drawn(shard, most or len(shard), ROWS_SEED),
         task=cross_entropy,
         batch_size=config.evaluation.batch_size,
         precision=config.evaluation.precision,
     )
-    history = result.history
     return {
         "seed": config.seed,
         "learning_rate": config.training.learning_rate,
@@ -112,11 +107,12 @@ def train(
         "accuracy": judged.accuracy,
         "perplexity": judged.perplexity,
         "judged_rows": judged.samples,
-        "samples": sum(history["samples"].to_pylist()),
-        "steps": sum(history["steps"].to_pylist()),
-        "bytes": 0 if way.pooled else result.summary["bytes_moved"],
-        "seconds": result.summary["seconds"],
-        "training_seconds": sum(history["train_seconds"].to_pylist()),
+        "samples": found.samples,
+        "steps": found.steps,
+        "bytes": 0 if way.pooled else found.bytes,
+        "training_losses": found.losses,
+        "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
         "config_hash": config.fingerprint(),
     }
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 Row = Mapping[str, Any]
 HEAD = (
-    "| way | seeds | {score} | spread | samples | MB moved | predicted peak MB | s of training |\n"
+    "| way | seeds | {score} | spread | samples | MB moved | predicted peak MB | CPU s |\n"
     "| --- | --- | --- | --- | --- | --- | --- | --- |"
 )
 
@@ -48,7 +48,7 @@ def table(rows: Sequence[Row]) -> str:
             f"| {statistics.mean(scores):.4f} | {spread:.4f} | {_mean(own, 'samples'):,.0f} "
             f"| {_mean(own, 'bytes') / 1e6:,.1f} "
             f"| {_mean(own, 'predicted_peak_bytes') / 1e6:,.0f} "
-            f"| {_mean(own, 'training_seconds'):,.0f} |"
+            f"| {_mean(own, 'cpu_seconds'):,.0f} |"
         )
     return "\n".join(lines)
 

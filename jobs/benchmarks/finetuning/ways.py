@@ -91,9 +91,9 @@ WAYS = {
         Way(
             name="full",
             settings={"strategy": "centralised", "training": CARRIED},
-            rates=(3e-5, 1e-4),
+            rates=(5e-5, 1e-4, 2e-4),
         ),
-        Way(name="snake", pooled=False, rates=(1e-4, 3e-4)),
+        Way(name="snake", pooled=False, rates=(1e-4, 3e-4, 1e-3)),
         # Luo et al. (2024), arXiv:2404.02827: one layer at a time, AdamW anew with each.
         Way(name="badam", trips=8, layers=1, rates=(1e-4, 3e-4)),
         # Pan et al. (2024), arXiv:2403.17919: both ends and two layers that are drawn.

@@ -114,7 +114,8 @@ def load_model(folder: RunFolder, recipe: Recipe) -> nn.Module:
     stack = BlockStack.cut(network)
     for state in folder.states():
         tensors = {name: tensor.clone() for name, tensor in unpack(state).items()}
-        stack.load(state.block, tensors, trainable=True)
+        stack.load_part(state.block, tensors)
+    stack.freeze_all_but(range(len(stack)))
     model = network if isinstance(network, nn.Module) else stack
     return model.eval()
 

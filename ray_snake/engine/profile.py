@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 import torch
@@ -55,7 +55,7 @@ def profile_blocks(
                 [block, *(skeleton.blocks[one] for one in skeleton.reads[index])]
             )
             saved = _SavedBytes([*needed.parameters()])
-            block.requires_grad_(True)
+            skeleton.require_gradients(index, True)
             counter = FlopCounterMode(display=False)
             with counter, saved_tensors_hooks(saved.pack, _unpack):
                 y = block(x if integer_inputs and index == 0 else x.detach().requires_grad_())
@@ -70,14 +70,17 @@ def profile_blocks(
                 lean_bytes, lean_flops = _profile_lean(
                     block, x, lean_saved, counter.get_total_flops()
                 )
-        weights = skeleton.tensors(index).values()
+        weights, base = skeleton.part(index).values(), skeleton.base(index).values()
         largest = max(weights, key=_bytes, default=None)
+        widest = max((*weights, *base), key=_bytes, default=None)
         flops += counter.get_total_flops()
         costs.append(
             BlockCost(
                 name=name,
                 weight_bytes=sum(map(_bytes, weights)),
-                value_bytes=4 if largest is None else largest.element_size(),
+                base_bytes=sum(map(_bytes, base)),
+                trained_share=_share(weights, base),
+                value_bytes=4 if widest is None else widest.element_size(),
                 largest_bytes=0 if largest is None else _bytes(largest),
                 reads=tuple(sorted(skeleton.reads[index])),
                 forward_flops=counter.get_total_flops() / batch,
@@ -91,6 +94,12 @@ def profile_blocks(
         )
         x = y.detach()
     return costs, flops / max(seconds, 1e-9)
+
+
+def _share(weights: Collection[Tensor], base: Collection[Tensor]) -> float:
+    """Return the share of a block's numbers that train."""
+    trained, frozen = (sum(one.numel() for one in part) for part in (weights, base))
+    return trained / (trained + frozen) if frozen else 1.0
 
 
 def _bytes(tensor: Tensor) -> int:
@@ -144,7 +153,8 @@ def time_blocks(
     try:
         for index, cost in enumerate(costs):
             with made_up(skeleton, index, _drawn) as block, computing(training.precision, x.device):
-                forward, frozen, trained, x = _time_block(block, x)
+                trainable = skeleton.trainable(index).values()
+                forward, frozen, trained, x = _time_block(block, x, trainable)
             timed.append(
                 replace(
                     cost,
@@ -165,7 +175,9 @@ def _drawn(tensor: Tensor) -> Tensor:
     return torch.randn(tensor.shape, dtype=tensor.dtype) * 0.02
 
 
-def _time_block(block: nn.Module, x: Tensor) -> tuple[float, float, float, Tensor]:
+def _time_block(
+    block: nn.Module, x: Tensor, trainable: Collection[Tensor]
+) -> tuple[float, float, float, Tensor]:
     """Return seconds forward, backward with frozen and with trained weights; and the output."""
 
     def backward() -> float:
@@ -187,7 +199,8 @@ def _time_block(block: nn.Module, x: Tensor) -> tuple[float, float, float, Tenso
     seconds = _least(forward)
     block.requires_grad_(False)
     frozen = _least(backward)
-    block.requires_grad_(True)
+    for weight in trainable:
+        weight.requires_grad_(True)
     trained = _least(backward)
     block.zero_grad(set_to_none=True)
     with torch.no_grad():

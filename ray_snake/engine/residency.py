@@ -39,9 +39,10 @@ def brings_in(training: TrainingConfig) -> bool:
 class FrozenBlocks:
     """The frozen blocks of a stack, for as long as the context: it sets how the stack runs.
 
-    Frozen blocks take and give the dtype that `training.frozen_dtype` names, trained ones that of
-    their weights; the network's outputs are float32 where one is named. Gradients flow through the
-    casts. On leaving, frozen blocks have the tensors again that they arrived with.
+    Frozen blocks take and give the dtype that `training.frozen_dtype` names, and so do trained
+    blocks with a base, which is held in it too; others take and give that of their weights. The
+    network's outputs are float32 where one is named. Gradients flow through the casts. On leaving,
+    what is frozen has the tensors again that it arrived with.
 
     Args:
         stack: The network, loaded. Where `brings_in` says so, its frozen blocks may lie in the
@@ -72,10 +73,15 @@ class FrozenBlocks:
         self._arrived: dict[int, Mapping[str, Tensor]] = {
             index: stack.tensors(index) for index in range(len(stack)) if index not in self._trained
         }
+        self._bases: dict[int, Mapping[str, Tensor]] = {
+            index: base for index in self._trained if (base := stack.base(index))
+        }
         self._present: Counter[int] = Counter()
         self._feed: DeviceFeed | None = None
 
     def __enter__(self) -> FrozenBlocks:
+        for block, base in self._bases.items() if self._brings_in else ():
+            self._stack.load_base(block, self._converted(base))
         if self.streams:
             if self._device.type == "cuda":
                 self._feed = DeviceFeed(self._arrived, self._device)
@@ -98,6 +104,8 @@ class FrozenBlocks:
         if self._brings_in:
             for block, tensors in self._arrived.items():
                 self._stack.load(block, tensors, trainable=False)
+            for block, base in self._bases.items():
+                self._stack.load_base(block, base)
 
     @contextmanager
     def present(self, block: int) -> Iterator[None]:
@@ -122,10 +130,14 @@ class FrozenBlocks:
 
     def _fetch(self, block: int) -> dict[str, Tensor]:
         """Return a block's tensors as they compute; those that need no change are not copied."""
-        found = self._arrived[block] if self._feed is None else self._feed.fetch(block)
+        return self._converted(
+            self._arrived[block] if self._feed is None else self._feed.fetch(block)
+        )
+
+    def _converted(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {
             name: one.to(self._device, self._dtype if one.is_floating_point() else None)
-            for name, one in found.items()
+            for name, one in tensors.items()
         }
 
     def _runs(self) -> dict[int, BlockRun]:
@@ -158,7 +170,8 @@ class FrozenBlocks:
         weights = self._stack.tensors(index).values()
         own = next((one.dtype for one in weights if one.is_floating_point()), None)
         trains = index in self._trained
-        dtype = own if trains or own is None else self._dtype
+        keeps_own = trains and index not in self._bases
+        dtype = own if keeps_own or own is None else self._dtype
         is_last = index == len(self._stack) - 1
 
         def typed(x: Tensor) -> Tensor:

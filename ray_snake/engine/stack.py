@@ -1,10 +1,16 @@
-"""`BlockStack`: a network as an ordered list of blocks, each of which can travel on its own."""
+"""`BlockStack`: a network as an ordered list of blocks, each of which can travel on its own.
+
+A module may name weights of its own in an attribute `never_trains`, as one with adapters does (see
+`models.lora`): the base of its block. No visit changes it, so a block's versions consist of the
+rest. Versions and bases together are a network's parts: block i's version is part i, and the bases
+follow, numbered on from there in the order of their blocks.
+"""
 
 from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -36,6 +42,7 @@ class BlockStack(nn.Module):
     Attributes:
         reads: For each block the other blocks whose weights it computes with too, such as a tied
             head the embedding's; see `models.tied`. They are to be loaded where it computes.
+        owners: The block of each part.
 
     Raises:
         ModelError: If there are no blocks, or two blocks share a weight.
@@ -51,15 +58,20 @@ class BlockStack(nn.Module):
         self.runs: Mapping[int, BlockRun] = {}
         self._refuse_shared_weights()
         self._ties = tuple(_ties(module) for module in self.blocks)
+        self._never_train = tuple(_never_trains(module) for module in self.blocks)
+        self.owners = (
+            *range(len(named)),
+            *(index for index, names in enumerate(self._never_train) if names),
+        )
         self.reads = tuple(self._read_by(module) for module in self.blocks)
 
     @classmethod
     def cut(cls, network: Network) -> BlockStack:
         """Cut a network into blocks.
 
-        The children of an `nn.Sequential` are blocks; a norm layer, and a layer without weights,
-        belongs to the block before it. The entries of a list are blocks as they are, but for
-        layers without weights.
+        The children of an `nn.Sequential` are blocks; a norm layer, and a layer without weights
+        that train, belongs to the block before it. The entries of a list are blocks as they are,
+        but for layers without weights that train.
 
         Raises:
             ModelError: If the network is of another kind, or two blocks share a weight.
@@ -149,22 +161,61 @@ class BlockStack(nn.Module):
         state = self.blocks[block].state_dict()
         return {name: tensor for name, tensor in state.items() if name not in ties}
 
+    def base(self, block: int) -> dict[str, Tensor]:
+        """Return the weights of a block that no visit changes; {} if there are none."""
+        names = self._never_train[block]
+        return {name: one for name, one in self.tensors(block).items() if name in names}
+
+    def part(self, part: int) -> dict[str, Tensor]:
+        """Return the tensors of a part: of a block what its versions consist of, or its base."""
+        block, is_base = self.owners[part], part >= len(self)
+        names = self._never_train[block]
+        return {n: one for n, one in self.tensors(block).items() if (n in names) == is_base}
+
+    def trainable(self, block: int) -> dict[str, nn.Parameter]:
+        """Return the weights of a block that visits train, by name."""
+        names = self._never_train[block]
+        return {n: one for n, one in self.blocks[block].named_parameters() if n not in names}
+
     def load(self, block: int, tensors: Mapping[str, Tensor], *, trainable: bool) -> None:
         """Put tensors in place of a block's weights and buffers, without copying them.
 
         Args:
             block: The block's number.
             tensors: Its weights and persistent buffers, all of them, by name.
-            trainable: Whether gradients are computed for its weights, and its layers are in
-                training mode. A frozen block may be read-only memory: nothing writes to it.
+            trainable: Whether gradients are computed for its weights, but for its base, and its
+                layers are in training mode. A frozen block may be read-only memory: nothing writes
+                to it.
 
         Raises:
             ModelError: If names or shapes are not the block's.
         """
+        self._put(block, tensors, self.tensors(block).keys())
+        self._set_trainable(block, trainable)
+
+    def load_part(self, part: int, tensors: Mapping[str, Tensor]) -> None:
+        """Put tensors in place of a part's, frozen; whatever else is in its block stays as it is.
+
+        Raises:
+            ModelError: If names or shapes are not the part's.
+        """
+        self._put(self.owners[part], tensors, self.part(part).keys())
+
+    def load_base(self, block: int, tensors: Mapping[str, Tensor]) -> None:
+        """Put tensors in place of a block's base; its trained weights stay the objects they are.
+
+        Raises:
+            ModelError: If names or shapes are not the base's.
+        """
+        self._put(block, tensors, self.base(block).keys())
+
+    def _put(self, block: int, tensors: Mapping[str, Tensor], expected: Collection[str]) -> None:
         module, ties = self.blocks[block], self._ties[block]
-        shared = {name: tensors[first] for name, first in ties.items() if first in tensors}
         try:
-            module.load_state_dict({**tensors, **shared}, strict=True, assign=True)
+            if tensors.keys() != expected:
+                names = sorted(tensors.keys() ^ expected)
+                raise RuntimeError(f"missing or unknown: {', '.join(names)}")
+            module.load_state_dict(tensors, strict=False, assign=True)
         except RuntimeError as error:
             raise ModelError(
                 f"block {block} ({self.names[block]})",
@@ -174,8 +225,19 @@ class BlockStack(nn.Module):
         for name, first in ties.items():
             layer, _, leaf = name.rpartition(".")
             setattr(module.get_submodule(layer), leaf, operator.attrgetter(first)(module))
-        module.requires_grad_(trainable)
-        module.train(trainable)
+        for name, weight in module.named_parameters():
+            if name in tensors:
+                weight.requires_grad_(False)
+
+    def _set_trainable(self, block: int, trainable: bool) -> None:
+        self.require_gradients(block, trainable)
+        self.blocks[block].train(trainable)
+
+    def require_gradients(self, block: int, required: bool) -> None:
+        """Have gradients computed for a block's weights, but for its base; or for none."""
+        self.blocks[block].requires_grad_(False)
+        for weight in self.trainable(block).values():
+            weight.requires_grad_(required)
 
     def unload(self, block: int) -> None:
         """Let go of a block's weights, so that the memory they lie in can be released."""
@@ -195,17 +257,20 @@ class BlockStack(nn.Module):
         """
         chosen = set(trained)
         for index, module in enumerate(self.blocks):
-            module.requires_grad_(index in chosen)
-            module.train(index in chosen)
+            self._set_trainable(index, index in chosen)
             for layer in module.modules() if fix_norms else ():
                 if isinstance(layer, nn.modules.batchnorm._BatchNorm):
                     layer.eval()
 
     def block_bytes(self) -> tuple[int, ...]:
-        """Return the bytes of each block's weights and persistent buffers."""
+        """Return the bytes of a version of each block: its weights and persistent buffers."""
+        return self.part_bytes()[: len(self)]
+
+    def part_bytes(self) -> tuple[int, ...]:
+        """Return the bytes of each part: of a version of each block, then of each base."""
         return tuple(
-            sum(tensor.numel() * tensor.element_size() for tensor in self.tensors(i).values())
-            for i in range(len(self))
+            sum(tensor.numel() * tensor.element_size() for tensor in self.part(part).values())
+            for part in range(len(self.owners))
         )
 
     def _read_by(self, block: nn.Module) -> frozenset[int]:
@@ -253,11 +318,12 @@ class _NoDraws(TorchFunctionMode):
 def _group(
     children: Iterable[tuple[str, nn.Module]], joined: tuple[type[Any], ...]
 ) -> list[tuple[str, nn.Module]]:
-    """Join layers without weights, and layers of the `joined` types, to the block before them."""
+    """Join layers that don't train, and layers of the `joined` types, to the block before them."""
     groups: list[tuple[str, list[nn.Module]]] = []
     leading: list[nn.Module] = []
     for name, module in children:
-        bare = next(module.parameters(), None) is None
+        never = _never_trains(module)
+        bare = all(weight in never for weight, _ in module.named_parameters())
         if groups and (bare or isinstance(module, joined)):
             groups[-1][1].append(module)
         elif bare:
@@ -269,6 +335,15 @@ def _group(
         (name, modules[0] if len(modules) == 1 else nn.Sequential(*modules))
         for name, modules in groups
     ]
+
+
+def _never_trains(module: nn.Module) -> frozenset[str]:
+    """Return the names of a module's weights that no visit changes."""
+    return frozenset(
+        f"{prefix}.{name}".lstrip(".")
+        for prefix, layer in module.named_modules()
+        for name in getattr(layer, "never_trains", ())
+    )
 
 
 def _ties(module: nn.Module) -> dict[str, str]:

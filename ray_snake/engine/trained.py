@@ -51,7 +51,7 @@ class TrainedBlocks:
         self._learning_rate = learning_rate
         self._borrowed = _take_private_buffers(stack, trained)
         self._checked = False
-        self._weights = [weight for block in trained for weight in stack.blocks[block].parameters()]
+        self._weights = [weight for block in trained for weight in stack.trainable(block).values()]
         self._arrived = [weight.detach() for weight in self._weights] if keeps_arrived else []
         self._optimizer = make_optimizer(self._weights, training, learning_rate)
         self._optimizer.zero_grad()
@@ -75,11 +75,7 @@ class TrainedBlocks:
 
     def _names(self) -> list[tuple[int, str]]:
         """Return (block, name) of every weight."""
-        return [
-            (block, name)
-            for block in self._trained
-            for name, _ in self._stack.blocks[block].named_parameters()
-        ]
+        return [(block, name) for block in self._trained for name in self._stack.trainable(block)]
 
     def squared_distance(self) -> Tensor:
         """Return the squared L2 distance from the weights that arrived, a scalar."""
@@ -164,7 +160,7 @@ def _take_private_buffers(stack: BlockStack, trained: Sequence[int]) -> _Borrowe
         stack.load(block, tensors, trainable=True)
         borrowed += [
             (f"{stack.names[block]}.{name}", weight, weight._version)
-            for name, weight in module.named_parameters()
+            for name, weight in stack.trainable(block).items()
             if name in only_read
         ]
     return borrowed

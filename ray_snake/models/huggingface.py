@@ -9,7 +9,7 @@ import operator
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ray_snake.errors import ModelError
 from ray_snake.models.decoder import Task
 from ray_snake.models.families import FAMILIES
+from ray_snake.models.lora import Lora, add_adapters, merged
 from ray_snake.models.pretrained import write_folder
 from ray_snake.models.registry import register
 from ray_snake.models.tied import TiedLinear
@@ -55,7 +56,8 @@ class TransformerBlocks(nn.Sequential):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write configuration, weights and tokenizer for transformers' `from_pretrained`.
 
-        A tied weight is written once, as transformers does.
+        A tied weight is written once, as transformers does; adapters are merged into what they
+        adapt.
 
         Args:
             folder: To be made, or empty.
@@ -67,7 +69,7 @@ class TransformerBlocks(nn.Sequential):
             # The last layer may have a head without weights of its own joined to it.
             for one in block.modules():
                 if isinstance(one, Block):
-                    yield {one.full_name(name): each for name, each in one.state_dict().items()}
+                    yield {one.full_name(name): each for name, each in merged(one).items()}
 
 
 @register("huggingface")
@@ -80,6 +82,7 @@ def huggingface(
     padding: NonNegativeInt | None = None,
     dtype: Number = "float32",
     revision: str | None = None,
+    lora: Lora | None = None,
 ) -> TransformerBlocks:
     """Build a model of transformers: Llama, Qwen 2 and 3, Gemma 1 to 3, OPT, GPT-2 or BERT.
 
@@ -96,10 +99,11 @@ def huggingface(
         padding: The token of padding; none: what the configuration says.
         dtype: Of the weights.
         revision: Of a model of a hub.
+        lora: Adapters that train in place of the weights; none: the weights train.
 
     Raises:
         ModelError: If transformers is not there, the model can't be found or read, or is of
-            another family.
+            another family; or peft is not there, or a target for adapters is not.
     """
     transformers = _transformers()
     if model is None and not (config and "model_type" in config):
@@ -125,7 +129,7 @@ def huggingface(
         found.pad_token_id = padding
     if classes is not None:
         found.num_labels = classes
-    return cut(found, task=task, dtype=dtype, model=model, revision=revision)
+    return cut(found, task=task, dtype=dtype, model=model, revision=revision, lora=lora)
 
 
 def cut(
@@ -135,6 +139,7 @@ def cut(
     dtype: Number = "float32",
     model: str | None = None,
     revision: str | None = None,
+    lora: Lora | None = None,
 ) -> TransformerBlocks:
     """Build a model of a configuration, in blocks.
 
@@ -147,9 +152,11 @@ def cut(
         dtype: Likewise.
         model: A folder or an id, for the weights; none: they are drawn.
         revision: Likewise.
+        lora: Likewise.
 
     Raises:
-        ModelError: If the model is of another family, or its files lack weights.
+        ModelError: If the model is of another family, its files lack weights, or it can't have such
+            adapters.
     """
     kind = FAMILIES.get(config.model_type)
     if kind is None:
@@ -186,7 +193,7 @@ def cut(
             if isinstance(getattr(base, name, None), nn.Module)
         }
 
-    blocks: OrderedDict[str, nn.Module] = OrderedDict(
+    blocks: OrderedDict[str, Block] = OrderedDict(
         embedding=EmbeddingBlock(family, named(kind.embedding), weights, marks_padding=marks)
     )
     for number, layer in enumerate(operator.attrgetter(kind.layers)(base)):
@@ -195,7 +202,8 @@ def cut(
             family, {path: layer}, weights, marks_padding=marks, number=number
         )
     head = named(kind.final)
-    for path in kind.class_head if classifies else kind.language_head:
+    scores = kind.class_head if classifies else kind.language_head
+    for path in scores:
         head[path] = operator.attrgetter(path)(skeleton)
     if not classifies and config.tie_word_embeddings:
         path = kind.language_head[-1]
@@ -203,11 +211,18 @@ def cut(
         head[path] = TiedLinear(skeleton.get_input_embeddings(), bias)
     last = ClassBlock if classifies else LanguageBlock
     blocks["head"] = last(family, head, weights, marks_padding=marks)
+    if lora is not None:
+        add_adapters(
+            blocks.values(),
+            lora,
+            last=scores if classifies else scores[-1:],
+            trains_last=classifies,
+        )
     for block in blocks.values():
         _keep_constants(block)
         if torch.get_default_device().type != "meta":
-            weights.fill(cast(Block, block))
-    return TransformerBlocks(blocks, config, weights)
+            weights.fill(block)
+    return TransformerBlocks(OrderedDict(blocks), config, weights)
 
 
 def _transformers() -> Any:  # noqa: ANN401 - a module without types

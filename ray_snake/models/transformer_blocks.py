@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ray_snake.errors import ModelError
 from ray_snake.models.families import Family
+from ray_snake.models.lora import draw_adapters
 from ray_snake.models.padding import mark, real_positions
 from ray_snake.models.pretrained import COMPANIONS, Checkpoint
 from ray_snake.models.tied import TiedLinear
@@ -47,8 +48,7 @@ class Weights:
         """Return the folder of the stored ones, fetched where it is not here; none if drawn."""
         if self._model is None:
             return None
-        given = Path(self._model)
-        return given if given.is_dir() else _fetched(self._model, self._revision)
+        return _folder(self._model, self._revision, fetches=True)
 
     def fill(self, block: Block) -> None:
         """Give a block its weights: those that are stored, the others drawn."""
@@ -56,25 +56,55 @@ class Weights:
         if folder is not None:
             self._checkpoint = Checkpoint(folder)
         stored = {} if self._checkpoint is None else self._stored(block, self._checkpoint)
-        names = list(block.state_dict())
+        names = block.state_dict().keys() - block.adapters
         for part_name, part in block.parts.items():
             if any(name.split(".")[1] == part_name and name not in stored for name in names):
                 part.to_empty(device="cpu")
-                part.apply(self._skeleton._init_weights)
+                self._draw(part)
                 if isinstance(part, TiedLinear) and part.bias is not None:
                     nn.init.zeros_(part.bias)
+        draw_adapters(block)
         if self._checkpoint is None:
             return
         tensors = self._checkpoint.read(stored.values())
+        self._assign(block, {name: tensors[full].to(self._dtype) for name, full in stored.items()})
+
+    def map_base(self, block: Block) -> bool:
+        """Have a block's base mapped from files that are on this machine, if all of it can be.
+
+        What is not stored in the weights' dtype can't: it would be a copy of this process's own.
+        """
+        folder = None
+        if self._model is not None and self._checkpoint is None:
+            folder = _folder(self._model, self._revision, fetches=False)
+        if folder is not None:
+            self._checkpoint = Checkpoint(folder)
+        if self._checkpoint is None:
+            return False
+        prefix = self._skeleton.base_model_prefix
+        stored: dict[str, str] = {}
+        for name in block.never_trains:
+            found = self._checkpoint.find(block.full_name(name), prefix)
+            if found is None:
+                return False
+            stored[name] = found
+        tensors = self._checkpoint.read(stored.values())
+        if any(one.dtype != self._dtype for one in tensors.values()):
+            return False
+        self._assign(block, {name: tensors[full] for name, full in stored.items()})
+        return True
+
+    def _draw(self, part: nn.Module) -> None:
+        """Draw a part's weights but for its adapters, which it has drawn apart."""
+        adapters = {id(one) for name, one in part.named_modules() if ".lora_" in f".{name}"}
+        part.apply(lambda one: None if id(one) in adapters else self._skeleton._init_weights(one))
+
+    def _assign(self, block: Block, tensors: Mapping[str, Tensor]) -> None:
         try:
-            block.load_state_dict(
-                {name: tensors[full].to(self._dtype) for name, full in stored.items()},
-                strict=False,
-                assign=True,
-            )
+            block.load_state_dict(tensors, strict=False, assign=True)
         except RuntimeError as error:
             raise ModelError(
-                self._checkpoint.subject,
+                str(self._model),
                 f"its weights don't fit its config.json ({' '.join(str(error).split())[:200]})",
                 "copy the folder again",
             ) from None
@@ -83,7 +113,7 @@ class Weights:
         """Return the stored name of each of a block's weights that is stored, by its own name."""
         prefix = self._skeleton.base_model_prefix
         stored: dict[str, str] = {}
-        for name in block.state_dict():
+        for name in block.state_dict().keys() - block.adapters:
             full = block.full_name(name)
             found = checkpoint.find(full, prefix)
             if found is not None:
@@ -105,7 +135,14 @@ class Block(nn.Module):
         parts: The modules by their paths in the model.
         weights: Where they get their weights from.
         marks_padding: Whether features of padding are zeros; see `models.padding`.
+
+    Attributes:
+        adapters: Names of LoRA's weights; see `models.lora`.
+        never_trains: Names of the block's base; see `engine.stack`.
     """
+
+    adapters: frozenset[str] = frozenset()
+    never_trains: frozenset[str] = frozenset()
 
     def __init__(
         self,
@@ -123,8 +160,8 @@ class Block(nn.Module):
         self.parts = nn.ModuleDict({path.rpartition(".")[2]: one for path, one in parts.items()})
 
     def full_name(self, name: str) -> str:
-        """Return a weight's name in the whole model, of its name in this block."""
-        _, part, rest = name.split(".", 2)
+        """Return a weight's name in the whole model without adapters, of its name in this block."""
+        _, part, rest = name.replace(".base_layer.", ".").split(".", 2)
         path = self.paths[part]
         if isinstance(self.parts[part], TiedLinear) and path.endswith("predictions.decoder"):
             # BERT keeps the bias of its tied output beside it, and ties that too.
@@ -134,6 +171,13 @@ class Block(nn.Module):
     def fill_weights(self) -> None:
         """Give the block its initial weights, in memory; `Recipe.initial_blocks` looks for this."""
         self._weights.fill(self)
+
+    def map_base(self) -> bool:
+        """Map the block's base from the model's own files; return whether that is possible here.
+
+        `runtime.bases` looks for this.
+        """
+        return self._weights.map_base(self)
 
     def real(self, features: Tensor) -> Tensor | None:
         """Return where features are no padding, (batch, sequence); none where it isn't marked."""
@@ -202,7 +246,11 @@ class ClassBlock(Block):
         return self.family.classify(self.parts, features, self.real(features))
 
 
-def _fetched(model: str, revision: str | None) -> Path:
+def _folder(model: str, revision: str | None, *, fetches: bool) -> Path | None:
+    """Return a model's folder; none if it is not on this machine and nothing is to be fetched."""
+    given = Path(model)
+    if given.is_dir():
+        return given
     from huggingface_hub import snapshot_download
 
     try:
@@ -211,9 +259,12 @@ def _fetched(model: str, revision: str | None) -> Path:
                 model,
                 revision=revision,
                 allow_patterns=["config.json", "model*.safetensors*", *COMPANIONS],
+                local_files_only=not fetches,
             )
         )
     except (OSError, ValueError) as error:
+        if not fetches:
+            return None
         raise ModelError(
             "model.options.model",
             f"{model!r} can't be fetched ({' '.join(str(error).split())[:200]})",

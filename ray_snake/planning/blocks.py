@@ -11,11 +11,13 @@ class BlockCost:
 
     Attributes:
         name: The block's name.
-        weight_bytes: Its weights and persistent buffers.
+        weight_bytes: A version of it: its weights and persistent buffers, but for its base.
         forward_flops: Floating-point operations of its forward pass.
         saved_bytes: What its forward pass keeps for the backward pass, weights left out.
         input_bytes: Size of its input.
         output_bytes: Size of its output.
+        base_bytes: Weights that no visit changes.
+        trained_share: Operations of its weights' gradients over those of its forward pass.
         value_bytes: Size of one of its weights.
         largest_bytes: The largest of its weights; 0: unknown, so that it counts as all of them.
         reads: Other blocks whose weights it computes with too.
@@ -36,6 +38,8 @@ class BlockCost:
     saved_bytes: int
     input_bytes: int
     output_bytes: int
+    base_bytes: int = 0
+    trained_share: float = 1.0
     value_bytes: int = 4
     largest_bytes: int = 0
     reads: tuple[int, ...] = ()

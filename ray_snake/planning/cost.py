@@ -23,7 +23,7 @@ class VisitCost:
         private_bytes: Peak memory of the visit that is the node's own: trained weights with
             gradients and optimizer state, activations of what goes through the network at once,
             copies of frozen weights in another precision, prefix cache.
-        shared_bytes: Frozen weights: views of the machine's object store.
+        shared_bytes: Frozen weights: views of the machine's object store, or of a model's files.
         seconds: Computing time where the blocks were measured; 0 if they were not.
     """
 
@@ -49,7 +49,8 @@ class VisitModel:
     """Predicts visits that train the same blocks, whatever their nodes' rows.
 
     A backward pass costs a frozen block one more forward pass (the gradient of its input) and a
-    trained one two (of its weights too). Its memory: `planning.memory`.
+    trained one two (of its weights too), but for the share of them that is its base. Its memory:
+    `planning.memory`.
 
     Args:
         visit: A visit to the blocks.
@@ -90,7 +91,7 @@ class VisitModel:
         )
         self._backward = _Work(
             flops=sum(
-                one.forward_flops * (2 if index in trained else 1)
+                one.forward_flops * (1 + (one.trained_share if index in trained else 0))
                 for index, one in enumerate(blocks)
                 if index >= first
             ),
@@ -103,7 +104,7 @@ class VisitModel:
             - blocks[first].backward_seconds,
         )
         weights = sum(blocks[index].weight_bytes for index in trained if visit.on_node(index))
-        self._shared_bytes = sum(one.weight_bytes for one in held) - weights
+        self._shared_bytes = sum(one.weight_bytes + one.base_bytes for one in held) - weights
         self._memory = MemoryModel(visit, blocks, training=training, loss=loss)
 
     def predict(self, *, rows: int, steps: int) -> VisitCost:

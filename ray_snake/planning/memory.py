@@ -111,10 +111,9 @@ class MemoryModel:
         # Steps go a weight at a time: AdamW's makes two of its size, SGD's one.
         largest = max(one.largest_bytes for one in self._blocks)
         self._step_bytes = largest * (2 if training.optimizer == "adamw" else 1)
-        frozen = [index for index in held if index not in self._trained]
-        self._resident_copies = (
-            0.0 if self._streams else sum(self._copied(index) for index in frozen)
-        )
+        # A trained block's base stays where it is, whatever the residency.
+        stay = self._trained.intersection(held) if self._streams else held
+        self._resident_copies = sum(self._copied(index) for index in stay)
         outputs = blocks[-1].output_bytes
         if training.frozen_dtype != "model":
             outputs = outputs * FLOAT_BYTES // blocks[-1].value_bytes
@@ -207,11 +206,11 @@ class MemoryModel:
         return measured * frozen_factor(self._all[block], self._training)
 
     def _copied(self, index: int) -> float:
-        """Return the bytes of a block's weights in a precision that is not theirs, if it is so."""
-        if index in self._trained:
-            return 0.0
-        factor = frozen_factor(self._all[index], self._training)
-        return 0.0 if factor == 1 else factor * self._all[index].weight_bytes
+        """Return the bytes of what is frozen of a block in a precision that is not its own."""
+        cost = self._all[index]
+        factor = frozen_factor(cost, self._training)
+        own = 0 if index in self._trained else cost.weight_bytes
+        return 0.0 if factor == 1 else factor * (own + cost.base_bytes)
 
     def _block(self, index: int) -> _Block:
         cost = self._all[index]
@@ -229,7 +228,8 @@ class MemoryModel:
         largest = (cost.largest_bytes or cost.weight_bytes) if trains else 0
         is_read = any(index in one.reads for one in self._all)
         read = [self._all[one] for one in self._trained.intersection(cost.reads)]
-        copies = sum(map(self._copied, {index, *cost.reads})) if self._streams else 0.0
+        come = {index, *cost.reads} - self._trained if self._streams else set()
+        copies = sum(map(self._copied, come))
         return _Block(
             row_bytes=row_bytes * factor,
             brief_row_bytes=brief * factor,

@@ -99,14 +99,18 @@ class SnakeNode:
         self._specs = dict(specs)
         self._recipe = recipe
 
-    def open(self) -> tuple[str, dict[int, int]]:
-        """Open every node's shard; return the machine's name, and rows by node number.
+    def open(self) -> tuple[str, dict[int, int], dict[int, str]]:
+        """Open every node's shard, and map the bases that are at hand here.
+
+        Returns:
+            The machine's name, rows by node number, and the checksum of each base by its number.
 
         Raises:
             InputError: If a shard can't be used, or the model can't be built.
         """
         from ray_snake.engine.device import prepare_process, take_device
         from ray_snake.engine.visit import VisitControl
+        from ray_snake.runtime.bases import bases_at_hand
         from ray_snake.runtime.local_manager import LocalManager
 
         names = ", ".join(spec.name for spec in self._specs.values())
@@ -119,8 +123,13 @@ class SnakeNode:
                 node: LocalManager(spec, self._recipe, stack, device)
                 for node, spec in self._specs.items()
             }
+            bases = list(bases_at_hand(stack))
+        for manager in self._managers.values():
+            for base in bases:
+                manager.hold(base)
         samples = {node: manager.samples for node, manager in self._managers.items()}
-        return machine_name(ray.get_runtime_context().get_node_id()), samples
+        checksums = {base.block: base.checksum() for base in bases}
+        return machine_name(ray.get_runtime_context().get_node_id()), samples, checksums
 
     def visit(
         self,
@@ -292,12 +301,12 @@ class SnakeEngine:
         """Answer, so that a caller knows that the process is up."""
 
     def initial(self) -> Iterator[LayerState] | LayerState:
-        """Return version 0 of every block, one object each.
+        """Return version 0 of every part, one object each.
 
         Ray puts what an iterator yields into its store before it asks for more.
         """
         states = self._engine.initial_blocks()
-        return next(states) if self._engine.blocks == 1 else states
+        return next(states) if self._engine.parts == 1 else states
 
     def restore(self, blocks: Sequence[BlockRecord]) -> tuple[LayerState, ...] | LayerState:
         """Return stored block versions, one object each."""

@@ -154,7 +154,9 @@ class Driver:
         if costs:
             self._strategy.know(replace(self._facts, costs=costs))
         await self._registrar.take_up(journal.changes)
-        anchors, self._refused_in_a_row = replay(journal, self._strategy, self._config.codec)
+        anchors, self._refused_in_a_row = replay(
+            journal, self._strategy, self._config.codec, parts=len(self._blocks.bytes)
+        )
         self._decided = len(journal.visits)
         self._emit(
             RunStarted(
@@ -175,11 +177,19 @@ class Driver:
             await self._evaluate_if_missing()
         else:
             await self._recorder_or_fail().start(costs, self._facts.rows)
+        await self._compare_bases(journal)
         await self._recorder_or_fail().traffic(visit=self._decided)
         self._attending = [
             asyncio.create_task(self._again_and_again(one)) for one in (self._look, self._move)
         ]
         return Scheduling()
+
+    async def _compare_bases(self, journal: Journal) -> None:
+        """Tell the supply what bases are, for nodes that have some from elsewhere."""
+        bases = range(len(self._blocks.names), len(self._blocks.bytes))
+        if bases:
+            await self._recorder_or_fail().drain()
+            self._supply_or_fail().bases = {one: journal.block(one, 0).checksum for one in bases}
 
     def _take_up(
         self, journal: Journal, anchors: Anchors | None, wholes: Mapping[tuple[int, int], Ref]
@@ -199,7 +209,7 @@ class Driver:
             mean=self._strategy.mean,
         )
         ledger = Ledger(
-            [one.version for one in journal.current_blocks()] or [0] * len(self._blocks.names),
+            [one.version for one in journal.current_blocks()] or [0] * len(self._blocks.bytes),
             [
                 Parcel(
                     block=block,

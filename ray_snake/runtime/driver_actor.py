@@ -142,7 +142,7 @@ def make_driver(
         crew=crew,
         blocks=blocks,
         storage=storage,
-        engine=RayEngine(recipe, storage, evaluation, config.evaluation.gpus, len(blocks.names)),
+        engine=RayEngine(recipe, storage, evaluation, config.evaluation.gpus, len(blocks.bytes)),
         roster=roster,
         registrar=registrar,
         meter=RayMeter(),

@@ -22,7 +22,7 @@ class RunStarted:
     Attributes:
         nodes: The nodes' names, in node order, of those that left too.
         block_names: The blocks' names, in block order.
-        block_bytes: Bytes of each block's weights and buffers.
+        block_bytes: Bytes of each block's weights and buffers, then of the blocks' bases.
         trips: Trips in the whole run.
         visits: Visits in the whole run, as long as nobody joins or leaves.
         done: Visits that the journal already held (a resumed run).

@@ -16,6 +16,7 @@ from ray_snake.planning.memory import rows_at_once
 from ray_snake.planning.outlook import Facts
 from ray_snake.planning.span import Visit
 from ray_snake.planning.strategy import make_strategy
+from ray_snake.runtime.bases import bases_at_hand
 from ray_snake.runtime.journal import DRIVER
 from ray_snake.runtime.memory_checks import fit_nodes
 from ray_snake.runtime.messages import NodeSpec
@@ -137,15 +138,17 @@ class _Shipping:
     """What each visit pulls, with every node alone on its machine."""
 
     def __init__(self, config: SnakeConfig, stack: BlockStack) -> None:
-        self._whole_bytes = stack.block_bytes()
+        self._whole_bytes = stack.part_bytes()
         self._bytes = [
-            encoded_nbytes(stack.tensors(block), config.codec) for block in range(len(stack))
+            encoded_nbytes(stack.part(block), config.codec) for block in range(len(stack))
         ]
-        self._anchors = make_anchors(config.codec, blocks=len(stack))
-        versions = [0] * len(stack)
+        self._at_hand = [(one.block, 0) for one in bases_at_hand(stack)]
+        parts = range(len(stack.owners))
+        self._anchors = make_anchors(config.codec, blocks=len(parts))
+        versions = [0 for _ in parts]
         self._ledger: Ledger[None] = Ledger(
             versions,
-            [self._whole(block, 0) for block in range(len(stack))],
+            [self._whole(part, 0) for part in parts],
             None if self._anchors is None else versions,
         )
 
@@ -157,6 +160,8 @@ class _Shipping:
             anchors = self._anchors.at(visit, ledger.versions)
             ledger.anchor(anchors)
             self._anchors.advance(visit, anchors)
+        # Nodes are on machines like this one.
+        ledger.holds(node, self._at_hand)
         needed = [one for one in ledger.needs(visit.trained) if visit.on_node(one[0])]
         lacking = ledger.lacks(node, needed)
         sources = [ledger.source(node, machine, *one) for one in lacking]

@@ -43,6 +43,10 @@ class NodeHandle(Protocol):
     def machine(self) -> str:
         """The machine it is on: nodes with the same one share an object store."""
 
+    @property
+    def bases(self) -> Mapping[int, str]:
+        """Checksums, by number, of the bases that it has from the model's own files."""
+
     async def visit(
         self, task: VisitTask, deliveries: Sequence[Delivery]
     ) -> tuple[VisitReport, Mapping[int, Ref]]:

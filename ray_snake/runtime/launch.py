@@ -154,6 +154,7 @@ class RayNode:
         node: The node's number.
         name: Its name, for errors.
         server: The server of visits with a cut.
+        bases: Checksum of each base that it has from the model's own files, by number.
     """
 
     def __init__(
@@ -164,8 +165,10 @@ class RayNode:
         node: int,
         name: str,
         server: RayServer,
+        bases: Mapping[int, str],
     ) -> None:
         self.machine = machine
+        self.bases = bases
         self._server = server
         self._actor = actor
         self._node = node
@@ -275,7 +278,7 @@ class RayNodeLauncher:
         self._machines[group] = where.get("label_selector", {}).get(NODE_ID_LABEL, "")
         names = {node: spec.name for node, spec in specs.items()}
         try:
-            machine, samples = await _answer(
+            machine, samples, bases = await _answer(
                 actor.open.remote(), f"node {', '.join(names.values())} while it started"
             )
         finally:
@@ -289,6 +292,7 @@ class RayNodeLauncher:
                     node=node,
                     name=names[node],
                     server=self._server,
+                    bases=bases,
                 ),
                 samples=samples[node],
             )
@@ -343,7 +347,7 @@ class RayEngine:
         storage: The run's folder.
         evaluation: Held-out rows, or none.
         gpus: GPU share of judging.
-        blocks: Number of blocks.
+        parts: Number of the network's parts.
     """
 
     def __init__(
@@ -352,7 +356,7 @@ class RayEngine:
         storage: Storage,
         evaluation: ShardSource | None,
         gpus: float,
-        blocks: int,
+        parts: int,
     ) -> None:
         self._arguments = (recipe, storage, evaluation)
         self._actor_class = actor_class(
@@ -365,7 +369,7 @@ class RayEngine:
             scheduling_strategy=here(),
         )
         self._actor: Any = None
-        self._blocks = blocks
+        self._parts = parts
         self.machine = machine_name(ray.get_runtime_context().get_node_id())
 
     async def start(self) -> None:
@@ -374,8 +378,8 @@ class RayEngine:
             self._actor = self._actor_class.remote(*self._arguments)
 
     async def initial(self) -> list[BlockRef]:
-        """Return version 0 of every block."""
-        return _several(self._actor.initial, self._blocks)
+        """Return version 0 of every part."""
+        return _several(self._actor.initial, self._parts)
 
     async def restore(self, blocks: Sequence[BlockRecord]) -> list[BlockRef]:
         """Return stored block versions."""

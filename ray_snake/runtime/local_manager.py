@@ -94,7 +94,7 @@ class LocalManager:
         try:
             outcome = self._train(task, control, connect, carried)
             trained = {
-                block: self._stack.tensors(block)
+                block: self._stack.part(block)
                 for block in task.visit.trained
                 if task.visit.on_node(block)
             }
@@ -208,16 +208,17 @@ class LocalManager:
 
     def _load(self, task: VisitTask, deltas: Mapping[int, BlockDelta]) -> None:
         for block, version in enumerate(task.versions):
-            if not task.visit.on_node(block):
+            owner = self._stack.owners[block]
+            if not task.visit.on_node(owner):
                 continue
             # A difference is only sent for a block that this visit trains: what it is decoded to
             # is the node's own.
             delta = deltas.get(block)
             state = self._holding(block, version) if delta is None else self.decode(delta)
             # What comes and goes, or changes its precision, waits in the store.
-            waits = block not in task.visit.trained and brings_in(self._training)
+            waits = owner not in task.visit.trained and brings_in(self._training)
             device = None if waits else self._device
-            self._stack.load(block, unpack(state, device), trainable=False)
+            self._stack.load_part(block, unpack(state, device))
 
     def _holding(self, block: int, version: int) -> LayerState:
         state = self._held.get((block, version))

@@ -46,7 +46,8 @@ class BlockTable:
 
     Attributes:
         names: The blocks' names, in order.
-        bytes: Bytes of each block's weights and persistent buffers, in order.
+        bytes: Bytes of each block's weights and persistent buffers, in order; then of each base, in
+            the order of the network's parts.
         costs: What each block costs, where the run adapts; else empty.
     """
 
@@ -78,7 +79,8 @@ class VisitTask:
 
     Attributes:
         visit: The visit.
-        versions: The version of each block that it starts from, in block order.
+        versions: The version of each block that it starts from, in block order; then of the bases,
+            as everywhere where versions are counted.
         anchors: The version of each block that the result is encoded against, in block order;
             none: trained blocks travel whole.
         learning_rate: Of every step.

@@ -68,7 +68,7 @@ class ChecksHere:
     def blocks(self) -> BlockTable:
         """See `ModelChecks`."""
         stack = self._skeleton()
-        return BlockTable(names=stack.names, bytes=stack.block_bytes())
+        return BlockTable(names=stack.names, bytes=stack.part_bytes())
 
     def classes(self, facts: ShardFacts, name: str) -> int | None:
         """See `ModelChecks`."""

@@ -70,6 +70,12 @@ def check_model(recipe: Recipe, *, nodes: int) -> BlockStack:
     first = strategy.next()
     if first is not None and first.cut is not None:
         _refuse_cut_ties(stack, first.cut)
+        if len(stack.owners) > len(stack):
+            raise ConfigError(
+                "strategy",
+                f"{recipe.config.strategy!r} trains blocks whole, and this model's have adapters",
+                "leave model.options.lora out, or choose another strategy",
+            )
     recipe.objective()
     return stack
 

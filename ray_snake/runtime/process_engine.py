@@ -44,24 +44,24 @@ class ProcessEngine:
         self._files = BlockFiles(storage)
         self._stack = recipe.skeleton()
         self._weight_names = [
-            [name for name, _ in block.named_parameters()] for block in self._stack.blocks
+            list(self._stack.trainable(block)) for block in range(len(self._stack))
         ]
         self._task: TaskLoss = recipe.objective().task
         self._evaluation = None if evaluation is None else NodeDataset.open(evaluation)
 
     @property
-    def blocks(self) -> int:
-        """Number of the network's blocks."""
-        return len(self._stack)
+    def parts(self) -> int:
+        """Number of the network's parts: blocks, and bases."""
+        return len(self._stack.owners)
 
     def initial(self) -> list[LayerState]:
-        """Return version 0 of every block, as the run's seed makes it."""
+        """Return version 0 of every part, as the run's seed makes it."""
         return list(self.initial_blocks())
 
     def initial_blocks(self) -> Iterator[LayerState]:
-        """Yield version 0 of every block; of pretrained models no more than one is in memory."""
-        for block, tensors in enumerate(self._recipe.initial_blocks()):
-            yield pack(block, 0, tensors)
+        """Yield version 0 of every part; of pretrained models no more than one is in memory."""
+        for part, tensors in enumerate(self._recipe.initial_blocks()):
+            yield pack(part, 0, tensors)
 
     def restore(self, blocks: Sequence[BlockRecord]) -> list[LayerState]:
         """Return stored block versions, checked against their checksums.
@@ -159,12 +159,12 @@ class ProcessEngine:
             self._files.delete(block, version)
 
     def evaluate(self, states: Sequence[LayerState]) -> EvaluationReport:
-        """Judge the model that consists of these blocks."""
+        """Judge the model that consists of these blocks, and bases."""
         if self._evaluation is None:
             raise RuntimeError("there are no held-out rows to evaluate on")
         started = time.perf_counter()
-        for block, state in enumerate(states):
-            self._stack.load(block, unpack(state, self._device), trainable=False)
+        for state in states:
+            self._stack.load_part(state.block, unpack(state, self._device))
         try:
             result = evaluate(
                 self._stack,
@@ -196,7 +196,7 @@ class ProcessEngine:
             VisitFailedError: If a block has other shapes than the network's, or isn't finite.
         """
         for state in states:
-            expected = {n: tuple(t.shape) for n, t in self._stack.tensors(state.block).items()}
+            expected = {n: tuple(t.shape) for n, t in self._stack.part(state.block).items()}
             actual = {name: tuple(one.shape) for name, one in unpack(state).items()}
             if actual != expected:
                 raise VisitFailedError(

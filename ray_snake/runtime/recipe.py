@@ -72,10 +72,11 @@ class Recipe:
             return BlockStack.build(self.build)
 
     def initial_blocks(self) -> Iterator[dict[str, Tensor]]:
-        """Yield the initial weights and buffers of each block by name, in order.
+        """Yield the initial weights and buffers of each part by name, in order: see `engine.stack`.
 
         A network whose blocks have a method `fill_weights` is built without memory, and its blocks
-        are filled one at a time; the caller lets go of each before it asks for the next.
+        are filled one at a time; the caller lets go of each before it asks for the next. Bases come
+        last, so blocks that have one are filled twice, to the same bits.
 
         Raises:
             ModelError: If the network can't be built or cut.
@@ -93,18 +94,21 @@ class Recipe:
         ]
         if not all(filling):
             stack = self.initial()
-            yield from (stack.tensors(block) for block in range(len(stack)))
+            yield from (stack.part(part) for part in range(len(stack.owners)))
             return
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(self.config.seed, "initial weights"))
-            state = torch.get_rng_state()
-        for block, fills in enumerate(filling):
+            first = torch.get_rng_state()
+        state = first
+        for part, block in enumerate(stack.owners):
+            if part == len(stack):
+                state = first
             with torch.random.fork_rng(devices=[]):
                 torch.set_rng_state(state)
-                for fill in fills:
+                for fill in filling[block]:
                     fill()
                 state = torch.get_rng_state()
-            yield stack.tensors(block)
+            yield stack.part(part)
             stack.unload(block)
 
     def objective(self, label_counts: object = None) -> Objective:

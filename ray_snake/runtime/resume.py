@@ -13,8 +13,16 @@ from ray_snake.runtime.handles import EngineHandle, Ref
 from ray_snake.runtime.journal import JoinRecord, Journal, LeaveRecord, VisitRecord
 
 
-def replay(journal: Journal, strategy: Strategy, codec: CodecConfig) -> tuple[Anchors | None, int]:
+def replay(
+    journal: Journal, strategy: Strategy, codec: CodecConfig, *, parts: int
+) -> tuple[Anchors | None, int]:
     """Take a new strategy to where the journal ends.
+
+    Args:
+        journal: The journal.
+        strategy: The strategy.
+        codec: Whether and how blocks travel as differences.
+        parts: Number of the network's parts.
 
     Returns:
         The anchors there (none where blocks travel whole), and how many of the last visits were
@@ -23,8 +31,8 @@ def replay(journal: Journal, strategy: Strategy, codec: CodecConfig) -> tuple[An
     Raises:
         CheckpointError: If the journal holds visits that the strategy does not plan.
     """
-    versions = [0] * strategy.blocks
-    anchors = make_anchors(codec, blocks=strategy.blocks)
+    versions = [0] * parts
+    anchors = make_anchors(codec, blocks=parts)
     refused_in_a_row = 0
     for record in journal:
         if isinstance(record, JoinRecord):

@@ -66,7 +66,7 @@ class SplitServer:
         if cut is None:
             raise RuntimeError(f"visit {task.visit.number} has no cut; its node has all blocks")
         for state in states:
-            self._stack.load(state.block, unpack(state, self._device), trainable=False)
+            self._stack.load_part(state.block, unpack(state, self._device))
         config = self._recipe.config
         self._trainer = BackTrainer(
             self._stack,
@@ -106,7 +106,7 @@ class SplitServer:
             raise RuntimeError(f"visit {task.visit.number} was not begun")
         finite, change = self._trainer.result()
         states = [
-            pack(block, task.visit.number, self._stack.tensors(block))
+            pack(block, task.visit.number, self._stack.part(block))
             for block in task.visit.trained
             if not task.visit.on_node(block)
         ]

@@ -68,6 +68,9 @@ class Supply:
         recorded: Returns when all accepted blocks are at the driver's side too.
         timeout: Seconds that fetching ahead may take.
         through_driver: Whether nodes pull from the driver's side alone.
+
+    Attributes:
+        bases: The checksum of each base, by number: a node that has the same need not pull it.
     """
 
     def __init__(
@@ -90,6 +93,7 @@ class Supply:
         self._recorded = recorded
         self._timeout = timeout
         self._through_driver = through_driver
+        self.bases: Mapping[int, str] = {}
         self._ahead: dict[int, asyncio.Task[None]] = {}
         self._bytes_pulled: dict[int, int] = {}
         self._transfers: dict[int, list[Transfer]] = {}
@@ -122,6 +126,7 @@ class Supply:
         versions = self._ledger.versions
         needed = self._needs(visit)
         self._in_use[node] = set(enumerate(versions))
+        self._note_bases(node, handle)
         await self._fetch(node, handle, self._ledger.lacks(node, needed), decoded_only=True)
         parcels = [
             await self._source(node, handle, one) for one in self._ledger.lacks(node, needed)
@@ -279,6 +284,8 @@ class Supply:
             handle = await self._roster.node(node)
             # While the node was starting, some may have been superseded.
             needed = [one for one in versions if self._ledger.is_needed(*one)]
+            self._note_bases(node, handle)
+            needed = self._ledger.lacks(node, needed)
             await asyncio.wait_for(self._fetch(node, handle, needed), self._timeout)
 
     async def _fetch(
@@ -313,6 +320,11 @@ class Supply:
                 )
             )
         self._hold(node, [(one.block, one.version) for one in parcels if one.base is None])
+
+    def _note_bases(self, node: int, handle: NodeHandle) -> None:
+        """Note which bases a node has from the model's own files, and that they are the run's."""
+        own = [one for one, checksum in handle.bases.items() if self.bases.get(one) == checksum]
+        self._hold(node, [(one, 0) for one in own])
 
     async def _source(self, node: int, handle: NodeHandle, one: BlockVersion) -> Parcel[Ref]:
         parcel = self._ledger.source(node, handle.machine, *one)

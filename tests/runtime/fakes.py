@@ -147,6 +147,7 @@ class FakeNode:
         self._cluster = cluster
         self._number = number
         self.machine = cluster.machines.get(number, f"machine-{number}")
+        self.bases = {}
         self._held = {}
         self.received = []
         self.stopped = False

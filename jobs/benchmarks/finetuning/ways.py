@@ -94,6 +94,16 @@ WAYS = {
             rates=(5e-5, 1e-4, 2e-4),
         ),
         Way(name="snake", pooled=False, rates=(1e-4, 3e-4, 1e-3)),
+        # Hu et al. (2021), arXiv:2106.09685: adapters of all linear layers, and the head.
+        Way(
+            name="lora",
+            settings={
+                "strategy": "centralised",
+                "training": CARRIED,
+                "model": {"options": {"lora": {"rank": 16, "alpha": 32.0}}},
+            },
+            rates=(1e-3, 3e-3),
+        ),
         # Luo et al. (2024), arXiv:2404.02827: one layer at a time, AdamW anew with each.
         Way(name="badam", trips=8, layers=1, rates=(1e-4, 3e-4)),
         # Pan et al. (2024), arXiv:2403.17919: both ends and two layers that are drawn.
@@ -108,7 +118,7 @@ WAYS = {
     )
 }
 RATES: Mapping[str, Mapping[str, float]] = {
-    "reviews": {"full": 5e-5, "badam": 1e-4, "lisa": 5e-5, "cyclic": 5e-5},
-    "shakespeare": {"full": 5e-5, "badam": 1e-4, "lisa": 5e-5, "cyclic": 5e-5},
+    "reviews": {"full": 5e-5, "lora": 1e-3, "badam": 1e-4, "lisa": 5e-5, "cyclic": 5e-5},
+    "shakespeare": {"full": 5e-5, "lora": 1e-3, "badam": 1e-4, "lisa": 5e-5, "cyclic": 5e-5},
 }
 """What `finetune.py --tune` found on held-out rows; the snake's stands in its configuration."""

@@ -97,6 +97,8 @@ class FineTuning:
         self._config = config
         self._folder = folder.absolute()
         self._judged = judged
+        # Of the code that is loaded now, whatever the folder has when a cell is done.
+        self._origin = {"commit": commit(), "machine": machine()}
 
     def trained(self, ways: Sequence[Way], seeds: Sequence[int]) -> list[Row]:
         """Return the rows of all ways with all seeds; the first seed's are trained first."""
@@ -129,11 +131,7 @@ class FineTuning:
             row = {"way": way.name, "task": self._task} | train(
                 way, config, rows, most=self._judged
             )
-            row |= {
-                "predicted_peak_bytes": predicted_peak(way, config, rows),
-                "commit": commit(),
-                "machine": machine(),
-            }
+            row |= {"predicted_peak_bytes": predicted_peak(way, config, rows)} | self._origin
             file.parent.mkdir(parents=True, exist_ok=True)
             scratch = file.with_suffix(".part")
             scratch.write_text(json.dumps(row), encoding="utf-8")

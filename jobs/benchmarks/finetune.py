@@ -3,7 +3,8 @@
 Every way sees as many samples of the same rows. `full`, `badam`, `lisa` and `lora` have all of them
 in one place; the snake and `cyclic` have them on nodes with label skew. The snake is what the
 task's configuration says; all else differs from it as `finetuning/ways.py` says. Each finished
-cell, a way with a seed, is kept in `--storage` and not trained again.
+cell, a way with a seed, is kept in `--storage` and not trained again; nor are those that `--rows
+docs/results/finetune-reviews.parquet` has from elsewhere, where their settings are still the same.
 
 Make model and data as the configuration's first lines say, then in that folder
 
@@ -28,7 +29,7 @@ from typing import Any
 import click
 import torch
 from finetuning.cell import Rows, held_out_rows, predicted_peak, task_rows, train
-from finetuning.tables import write_results
+from finetuning.tables import read_rows, write_results
 from finetuning.ways import RATES, WAYS, Way
 
 from ray_snake import SnakeConfig
@@ -48,6 +49,7 @@ Row = dict[str, Any]
 @click.option("--judged", type=int, help="Test rows to judge on; default: all.")
 @click.option("--tune", is_flag=True, help="Compare each way's learning rates; no results.")
 @click.option("--finished", is_flag=True, help="Train nothing; show the cells that are there.")
+@click.option("--rows", "known", help="Parquet file with rows of cells that are finished already.")
 @click.option("--results", help="Folder for the table and the Parquet file.")
 @click.option("--json", "as_json", is_flag=True)
 def main(
@@ -60,13 +62,20 @@ def main(
     judged: int | None,
     tune: bool,
     finished: bool,
+    known: str | None,
     results: str | None,
     as_json: bool,
 ) -> None:
     """Train every cell that is not there yet; then show one row for each."""
     path = Path(file) if file else ROOT / "jobs" / "configs" / f"smollm2_{task}.toml"
     ways = [WAYS[one] for one in chosen or WAYS]
-    table = FineTuning(task, SnakeConfig.load(path, changes), Path(storage) / task, judged)
+    table = FineTuning(
+        task,
+        SnakeConfig.load(path, changes),
+        Path(storage) / task,
+        judged,
+        known=[] if known is None else read_rows(Path(known)),
+    )
     if tune:
         rows = table.tuned(ways)
     elif finished:
@@ -89,14 +98,24 @@ class FineTuning:
         config: Its configuration.
         folder: Where data, runs and rows are kept.
         judged: Test rows to judge on; none: all.
+        known: Rows of cells that were trained elsewhere.
     """
 
-    def __init__(self, task: str, config: SnakeConfig, folder: Path, judged: int | None) -> None:
+    def __init__(
+        self,
+        task: str,
+        config: SnakeConfig,
+        folder: Path,
+        judged: int | None,
+        *,
+        known: Sequence[Row] = (),
+    ) -> None:
         torch.set_num_threads(1)
         self._task = task
         self._config = config
         self._folder = folder.absolute()
         self._judged = judged
+        self._known = {(row["way"], row["seed"], row["config_hash"]): row for row in known}
         # Of the code that is loaded now, whatever the folder has when a cell is done.
         self._origin = {"commit": commit(), "machine": machine()}
 
@@ -116,13 +135,18 @@ class FineTuning:
     def finished(self) -> list[Row]:
         """Return the rows of all trained cells."""
         files = (self._folder / "rows").glob("cell-*.json")
-        return _in_order([json.loads(one.read_text(encoding="utf-8")) for one in files])
+        here: list[Row] = [json.loads(one.read_text(encoding="utf-8")) for one in files]
+        rows = self._known | {(row["way"], row["seed"], row["config_hash"]): row for row in here}
+        return _in_order([*rows.values()])
 
     def _row(self, way: Way, seed: int, rate: float | None, rows: Rows, *, tuning: bool) -> Row:
         """Return a cell's row; train the cell if it isn't there, or was of other settings."""
         config = way.config(
             self._config, nodes=len(rows.shards), seed=seed, rate=rate, tuning=tuning
         )
+        elsewhere = self._known.get((way.name, seed, config.fingerprint()))
+        if elsewhere is not None and not tuning:
+            return elsewhere
         kind = "tune" if tuning else "cell"
         name = f"{kind}-{way.name}-{seed}-{config.fingerprint()}"
         file = self._folder / "rows" / f"{name}.json"

@@ -164,6 +164,17 @@ def test_what_was_trained_is_kept_and_shown_again(reviews, workplace):
     assert shown["rows"] == reviews["rows"]
 
 
+def test_a_new_machine_goes_on_with_the_rows_of_another(reviews, workplace):
+    known = ["--storage", "elsewhere", "--rows", "results/finetune-reviews.parquet"]
+    both, log = compare(workplace, "reviews", *ways("snake", "badam"), *known)
+    assert both["rows"] == reviews["rows"][1:3]
+    assert "training" not in log
+    # The snake's settings change, so that its row is of others.
+    again, log = compare(workplace, "reviews", *ways("snake"), *known, "--set", "snake.trips=1")
+    assert "training cell-snake-1" in log
+    assert again["rows"][0]["samples"] == 32
+
+
 def test_rates_are_compared_on_training_rows_that_are_held_out(reviews, workplace):
     tuned, _ = compare(workplace, "reviews", *ways("lisa"), "--tune")
     assert len({row["learning_rate"] for row in tuned["rows"]}) == len(tuned["rows"]) == 2

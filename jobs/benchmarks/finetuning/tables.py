@@ -33,6 +33,12 @@ def write_results(rows: Sequence[Row], folder: Path, *, task: str, made_by: str)
     (folder / f"finetune-{task}.md").write_text(page, encoding="utf-8")
 
 
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """Return the rows that `write_results` has put into a Parquet file."""
+    rows: list[dict[str, Any]] = pq.read_table(file).to_pylist()
+    return rows
+
+
 def table(rows: Sequence[Row]) -> str:
     """Return the rows as a Markdown table, a line per way, means over seeds."""
     groups: dict[str, list[Row]] = {}

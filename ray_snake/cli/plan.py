@@ -40,7 +40,9 @@ def plan(config: Path, settings: tuple[str, ...], shown_trips: int) -> None:
     nodes = check_shards(stack, sources)
     check_settings(loaded, nodes)
     found = forecast(loaded, stack, nodes, trips=shown_trips)
-    blocks = _table("Blocks", "block", "name", "weights", "forward/sample", "saved/sample")
+    has_bases = any(one.base_bytes for one in found.blocks)
+    bases = ["base"] if has_bases else []
+    blocks = _table("Blocks", "block", "name", "weights", *bases, "forward/sample", "saved/sample")
     visits = _table(
         f"The first of {loaded.snake.trips} trips",
         *("visit", "trip", "node", "span", "trains", "rows", "at once", "frozen"),
@@ -51,6 +53,7 @@ def plan(config: Path, settings: tuple[str, ...], shown_trips: int) -> None:
             str(index),
             one.name,
             format_bytes(one.weight_bytes),
+            *([format_bytes(one.base_bytes)] if has_bases else []),
             f"{one.forward_flops / 1e6:.2f} Mflop",
             format_bytes(one.saved_bytes),
         )

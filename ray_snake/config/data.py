@@ -29,7 +29,11 @@ class ModelConfig(Section):
         "`nn.Sequential`, or a list of blocks.",
     )
     options: dict[str, Any] = Field(
-        default_factory=dict, description="Keyword arguments of the model's function."
+        default_factory=dict,
+        description="Keyword arguments of the model's function. Of `huggingface`: `model` (a "
+        "folder or an id), `config`, `task`, `classes`, `padding`, `dtype`, `revision`, and "
+        "`lora`, such as `{ rank = 8, alpha = 16, dropout = 0.0 }` with `targets` (names of linear "
+        "layers; all without): adapters then train and travel in place of the weights.",
     )
 
 

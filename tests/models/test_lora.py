@@ -23,6 +23,7 @@ from test_huggingface import (
 )
 
 from ray_snake.config import LossConfig, SnakeConfig
+from ray_snake.data import ShardSource
 from ray_snake.engine.evaluate import evaluate
 from ray_snake.engine.fit import output_shape
 from ray_snake.engine.memory import peak_bytes
@@ -36,7 +37,8 @@ from ray_snake.models.registry import build_model
 from ray_snake.planning.cost import predict_visit
 from ray_snake.planning.span import Span, Visit
 from ray_snake.runtime.bases import bases_at_hand
-from ray_snake.runtime.preflight import check_model
+from ray_snake.runtime.forecast import forecast
+from ray_snake.runtime.preflight import check_model, check_shards
 from ray_snake.runtime.recipe import Recipe
 
 LORA = {"rank": 4, "alpha": 12.0}
@@ -325,6 +327,25 @@ def test_what_streams_gives_the_bits_of_what_stays():
         visit(stack, Counting(LANGUAGE), trained, **more)
         weights.append([*stack.part(0).values(), *stack.part(2).values()])
     assert all(torch.equal(one, other) for one, other in zip(*weights, strict=True))
+
+
+@pytest.mark.parametrize("at_hand", [True, False])
+def test_a_plan_tells_what_travels(at_hand, tmp_path):
+    theirs("llama_tied", LANGUAGE).save_pretrained(tmp_path)
+    options = {"model": str(tmp_path)} if at_hand else options_of("llama_tied", LANGUAGE)
+    config = recipe(
+        {**options, "lora": LORA}, snake={"trips": 6, "span_width": 1, "train_last": False}
+    ).config
+    stack = Recipe(config=config).skeleton()
+    rows = Counting(LANGUAGE)
+    sources = [ShardSource.of((rows.inputs, rows.targets), index=index) for index in range(3)]
+    found = forecast(config, stack, check_shards(stack, sources), trips=2)
+    adapters = stack.block_bytes()
+    bases = 0 if at_hand else sum(stack.part_bytes()[len(stack) :])
+    assert [one.bytes_pulled for one in found.visits[:3]] == [sum(adapters) + bases] * 3
+    assert [one.bytes_pulled for one in found.visits[3:5]] == [0, sum(adapters[:2])]
+    whole = sum(stack.part_bytes())
+    assert {one.cost.shared_bytes for one in found.visits[:3]} == {whole - adapters[0]}
 
 
 WIDE = {

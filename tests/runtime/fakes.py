@@ -95,6 +95,7 @@ class FakeCluster:
         store_gate: Storing waits until it is set.
         readings: What the meter reads next, by machine; nothing once they are used up.
         draining: Groups whose machine is about to go, until they are launched again.
+        at_hand: Contents, by number, of bases that every node has from elsewhere.
     """
 
     faults: dict[tuple[str, int], list[Fault]] = field(default_factory=dict)
@@ -110,6 +111,7 @@ class FakeCluster:
     store_gate: asyncio.Event | None = None
     readings: list = field(default_factory=list)
     draining: set = field(default_factory=set)
+    at_hand: dict[int, str] = field(default_factory=dict)
 
     async def examine(self, source):
         """Find eight rows in every shard but those of the name `empty`."""
@@ -147,8 +149,8 @@ class FakeNode:
         self._cluster = cluster
         self._number = number
         self.machine = cluster.machines.get(number, f"machine-{number}")
-        self.bases = {}
-        self._held = {}
+        self.bases = dict(cluster.at_hand)
+        self._held = {(one, 0): FakeBlock(one, 0, content) for one, content in self.bases.items()}
         self.received = []
         self.stopped = False
         self._told_to_finish = asyncio.Event()
@@ -347,9 +349,9 @@ class FakeEngine:
 
 
 def make_driver(
-    cluster, config, storage, *, nodes=3, blocks=4, evaluates=False, emit=None, costs=()
+    cluster, config, storage, *, nodes=3, blocks=4, evaluates=False, emit=None, costs=(), bases=0
 ):
-    """Return a driver of fakes with these numbers of nodes and blocks, and costs of these."""
+    """Return a driver of fakes with these numbers of nodes, blocks and bases, and with costs."""
     names = [f"clinic-{node}" for node in range(nodes)]
     emit = emit or (lambda event: None)
     shards = [ShardSource(uri=name) for name in names]
@@ -376,11 +378,11 @@ def make_driver(
         crew=crew,
         blocks=BlockTable(
             names=tuple(f"block{block}" for block in range(blocks)),
-            bytes=(BLOCK_BYTES,) * blocks,
+            bytes=(BLOCK_BYTES,) * (blocks + bases),
             costs=costs,
         ),
         storage=storage,
-        engine=FakeEngine(cluster, blocks),
+        engine=FakeEngine(cluster, blocks + bases),
         roster=roster,
         registrar=registrar,
         meter=FakeMeter(cluster),

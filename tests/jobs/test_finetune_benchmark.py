@@ -182,9 +182,11 @@ def test_rates_are_compared_on_training_rows_that_are_held_out(reviews, workplac
     assert {(row["judged_rows"], row["samples"]) for row in tuned["rows"]} == {(20, 32)}
 
 
-def test_the_snake_ends_with_the_weights_and_bytes_of_a_run_on_ray(workplace, monkeypatch):
+@pytest.mark.parametrize("kept", ["reset", "carry"])
+def test_the_snake_ends_with_the_weights_and_bytes_of_a_run_on_ray(kept, workplace, monkeypatch):
     monkeypatch.chdir(workplace)
-    config = SnakeConfig.load("reviews.toml", ["nodes.nodes_per_actor=2"])
+    chosen = ["nodes.nodes_per_actor=2", f"training.optimizer_state={kept}"]
+    config = SnakeConfig.load("reviews.toml", chosen)
     found = train_in_sequence(config, config.data.shard_uris())
     result = SnakeTrainer(config=config, storage="runs", progress=False).fit()
     states = [pack(block, 0, found.stack.tensors(block)) for block in range(len(found.stack))]

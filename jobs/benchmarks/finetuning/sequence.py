@@ -53,7 +53,8 @@ def train_in_sequence(
     rows = [NodeDataset.open(ShardSource.of(one)) for one in shards]
     objectives = [recipe.objective(_label_counts(config, one)) for one in rows]
     strategy = make_strategy(config, nodes=len(rows), blocks=len(stack))
-    sizes = stack.block_bytes()
+    weights = stack.block_bytes()
+    sizes = [*weights]
     versions = [0] * len(stack)
     held: list[dict[int, int]] = [{} for _ in rows]
     carried: Carried | None = {} if config.training.optimizer_state == "carry" else None
@@ -78,6 +79,8 @@ def train_in_sequence(
         )
         for block in visit.trained:
             versions[block] = visit.number
+            kept = {} if carried is None else carried[block]
+            sizes[block] = weights[block] + sum(one.nbytes for one in kept.values())
         mine.update(enumerate(versions))
         found.samples += outcome.samples
         found.steps += outcome.steps

@@ -93,7 +93,7 @@ WAYS = {
             settings={"strategy": "centralised", "training": CARRIED},
             rates=(5e-5, 1e-4, 2e-4),
         ),
-        Way(name="snake", pooled=False, rates=(1e-4, 3e-4, 1e-3)),
+        Way(name="snake", pooled=False, rates=(1e-4, 2e-4, 4e-4)),
         # Hu et al. (2021), arXiv:2106.09685: adapters of all linear layers, and the head.
         Way(
             name="lora",
@@ -105,7 +105,13 @@ WAYS = {
             rates=(1e-3, 3e-3),
         ),
         # Luo et al. (2024), arXiv:2404.02827: one layer at a time, AdamW anew with each.
-        Way(name="badam", trips=8, layers=1, rates=(1e-4, 3e-4)),
+        Way(
+            name="badam",
+            settings={"training": {"optimizer_state": "reset"}},
+            trips=8,
+            layers=1,
+            rates=(1e-4, 3e-4),
+        ),
         # Pan et al. (2024), arXiv:2403.17919: both ends and two layers that are drawn.
         Way(
             name="lisa",

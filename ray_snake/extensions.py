@@ -34,6 +34,7 @@ OWN: Mapping[Kind, Mapping[str, str]] = {
         "fedavg": "ray_snake.baselines.averaging:FedAvg",
         "fedprox": "ray_snake.baselines.averaging:FedProx",
         "fedpart": "ray_snake.baselines.averaging:FedPart",
+        "lisa": "ray_snake.baselines.lisa:Lisa",
         "split": "ray_snake.baselines.split:Split",
         "splitfed": "ray_snake.baselines.split:SplitFed",
     },

@@ -23,10 +23,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ray_snake.config import TrainingConfig
+from ray_snake.engine.device import computing
 from ray_snake.engine.memory import peak_bytes
 from ray_snake.engine.stack import BlockStack
 from ray_snake.engine.suffix import suffix_runs
-from ray_snake.engine.visit import computing
 from ray_snake.models.registry import build_model
 
 SUFFIXES = ("eager", "recompute", "lean")
@@ -71,7 +71,7 @@ def main(
         if last and trained[-1] != len(stack) - 1:
             trained.append(len(stack) - 1)
         stack.freeze_all_but(trained)
-        with torch.no_grad(), computing(training, device):
+        with torch.no_grad(), computing(training.precision, device):
             features = stack(inputs, 0, start)
         step = Step(stack, trained, features, classes, training)
         rows.append({"trained": trained, **step.figures(repeats)})
@@ -124,7 +124,7 @@ class Step:
         return figures
 
     def _take(self) -> None:
-        with computing(self.training, self.features.device):
+        with computing(self.training.precision, self.features.device):
             outputs = self.stack(self.features, self.trained[0])
             loss = F.cross_entropy(outputs, self.classes)
         loss.backward()

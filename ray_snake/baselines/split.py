@@ -56,6 +56,12 @@ class Split(Strategy):
                 f"{config.training.precision!r} is for networks in one place",
                 'set it to "fp32"',
             )
+        if config.training.group_lengths:
+            raise ConfigError(
+                "training.group_lengths",
+                "true, and what goes over the cut keeps its padding",
+                "set it to false",
+            )
         if config.training.micro_batch is not None:
             raise ConfigError(
                 "training.micro_batch",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 
 import click
 
@@ -25,12 +24,9 @@ def evaluate(run: str, data: str | None, as_json: bool) -> None:
     if uri is None:
         raise ConfigError("--data", "the run has no evaluation.data", "give --data FILE")
 
-    import torch
-
     from ray_snake.data import NodeDataset
     from ray_snake.engine.evaluate import evaluate as judge
     from ray_snake.engine.stack import BlockStack
-    from ray_snake.engine.visit import computing
     from ray_snake.runtime.preflight import check_shards
     from ray_snake.runtime.recipe import Recipe
     from ray_snake.trainer import evaluation_source, load_model
@@ -45,7 +41,7 @@ def evaluate(run: str, data: str | None, as_json: bool) -> None:
         NodeDataset.open(source),
         task=recipe.objective().task,
         batch_size=config.evaluation.batch_size,
-        computing=partial(computing, config.training, torch.device("cpu")),
+        precision=config.evaluation.precision or config.training.precision,
     )
     metrics = {"loss": found.loss}
     if found.accuracy is not None:

@@ -142,4 +142,8 @@ class EvaluationConfig(Section):
         default=0, description="Evaluate after each of a run's last visits too, so many of them."
     )
     batch_size: PositiveInt = Field(default=256, description="Samples per evaluation batch.")
+    precision: Literal["fp32", "bf16"] | None = Field(
+        default=None,
+        description="As `training.precision`, of the evaluation. None: what `training` has.",
+    )
     gpus: NonNegativeFloat = Field(default=0.0, description="GPU share of the evaluation.")

@@ -172,6 +172,11 @@ class TrainingConfig(Section):
     steps: PositiveInt | None = Field(
         default=None, description="Optimizer steps in one visit; takes the place of epochs."
     )
+    group_lengths: bool = Field(
+        default=False,
+        description="Batches of rows of about one length, where a model knows its padding: less of "
+        "it is computed.",
+    )
     fix_norms_after_trips: Annotated[PositiveInt | None, BeforeValidator(none_if_named)] = Field(
         default=None,
         description="Trips after which BatchNorm keeps its statistics and trains its weights alone "
@@ -270,6 +275,9 @@ class BaselineConfig(Section):
 
     full_rounds: NonNegativeInt = Field(
         default=5, description="Rounds of the whole model before each cycle of `fedpart`."
+    )
+    layers: PositiveInt = Field(
+        default=2, description="Layers that `lisa` trains at a time, beside both ends."
     )
     cut: PositiveInt = Field(
         default=2,

@@ -56,7 +56,8 @@ class SnakeConfig(Section):
     strategy: str = Field(
         default="snake",
         description="`snake`, or a rival: `fedavg`, `fedprox`, `fedpart`, `cyclic`, `fedcybgd`, "
-        "`split`, `splitfed`, `centralised`, `local`; or one of your own; see docs/extending.md.",
+        "`lisa`, `split`, `splitfed`, `centralised`, `local`; or one of your own; see "
+        "docs/extending.md.",
     )
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()

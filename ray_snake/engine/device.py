@@ -56,3 +56,12 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return int(psutil.virtual_memory().available)
+
+
+def computing(precision: str, device: torch.device) -> torch.autocast:
+    """Return the context of forward passes: with `bf16` torch chooses what can bear it.
+
+    Weights, gradients and the optimizer's state stay fp32. It is entered anew for each step: within
+    one, casts of weights are kept.
+    """
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ray_snake.engine.device import computing
 from ray_snake.engine.head import Scores, is_wide, pieces
 from ray_snake.engine.objective import (
     TaskLoss,
@@ -18,6 +19,7 @@ from ray_snake.engine.objective import (
     is_classification,
     is_language_modelling,
 )
+from ray_snake.engine.padding import row_lengths, without_padding
 from ray_snake.engine.samples import Samples, in_order, load_batch
 from ray_snake.engine.stack import BlockStack
 
@@ -47,20 +49,21 @@ def evaluate(
     *,
     task: TaskLoss,
     batch_size: int,
+    precision: str = "fp32",
     device: torch.device | None = None,
-    computing: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Evaluation:
     """Judge a loaded stack on all rows, in evaluation mode.
 
-    Wide scores are made and judged some positions at a time; see `engine.head`.
+    Wide scores are made and judged some positions at a time (`engine.head`). Rows with padding are
+    judged by length, so that little of it is computed.
 
     Args:
         stack: The network.
         samples: The rows.
-        task: The task loss.
+        task: The loss.
         batch_size: Rows at once.
+        precision: `fp32`, or `bf16` as in training.
         device: Where to compute; the CPU by default.
-        computing: Makes the context of a forward pass, such as `visit.computing`.
     """
     device = device or torch.device("cpu")
     stack.eval()
@@ -68,10 +71,13 @@ def evaluate(
     is_language_model = False
     last = len(stack) - 1
     scores = Scores(lambda x: stack(x, last))
-    for rows in in_order(len(samples), batch_size):
+    lengths = row_lengths(stack, samples)
+    order = None if lengths is None else np.argsort(lengths, kind="stable")
+    for places in in_order(len(samples), batch_size):
+        rows = places if order is None else order[places]
         inputs, targets = load_batch(samples, rows, device)
-        with computing():
-            hidden = stack(inputs, 0, last)
+        with computing(precision, device):
+            hidden = stack(without_padding(stack, inputs), 0, last)
         parts: Iterable[tuple[Tensor, ...]] = [(hidden, targets)]
         if is_language_modelling(targets):
             is_language_model = not inputs.is_floating_point()
@@ -79,14 +85,14 @@ def evaluate(
             if task is cross_entropy and is_wide(stack, hidden):
                 parts = pieces(stack, hidden, targets)
         for part, labels in parts:
-            with computing():
+            with computing(precision, device):
                 outputs = scores(part)
             part_weight = len(labels)
             if is_classification(labels):
                 part_right, part_weight = correct(outputs, labels)
                 right, judged = right + part_right, judged + part_weight
             if part_weight:
-                with computing():
+                with computing(precision, device):
                     loss = float(task(outputs, labels))
                 total += loss * part_weight
                 weight += part_weight

@@ -12,6 +12,7 @@ from ray_snake.engine.augment import Augmentation
 from ray_snake.engine.cache import PrefixCache
 from ray_snake.engine.head import Head
 from ray_snake.engine.objective import Objective
+from ray_snake.engine.padding import without_padding
 from ray_snake.engine.residency import FrozenBlocks
 from ray_snake.engine.samples import Rows, Samples, in_order, load_batch
 from ray_snake.engine.stack import BlockStack
@@ -86,8 +87,10 @@ class Features:
             kept = tuple(one[index] for one in self._kept)
         if self._cache is not None and self._targets is not None:
             targets = self._targets[torch.from_numpy(rows).to(self._device)]
-            return self._cache.gather(entries, self._device), targets, kept
+            features = self._cache.gather(entries, self._device)
+            return without_padding(self._stack, features), targets, kept
         inputs, targets = self._load(rows, draw)
+        inputs = without_padding(self._stack, inputs)
         with torch.no_grad():
             features = self._stack(inputs, 0, self.first)
         return features, targets, kept

@@ -164,6 +164,8 @@ class AdamW(LocalOptimizer):
             squares,
             [],
             steps,
+            # One pass over memory in place of a dozen: torch's own kernel for it.
+            fused=True,
             amsgrad=False,
             beta1=self.BETAS[0],
             beta2=self.BETAS[1],

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +14,11 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from ray_snake.config import LossConfig, TrainingConfig
+from ray_snake.engine.device import computing
 from ray_snake.engine.fit import made_up, zeros_like
 from ray_snake.engine.lean import lean_run
 from ray_snake.engine.optimizer import make_optimizer
 from ray_snake.engine.stack import BlockStack
-from ray_snake.engine.visit import computing
 from ray_snake.planning.cost import BlockCost
 from ray_snake.planning.memory import rows_at_once
 
@@ -175,6 +176,7 @@ def time_blocks(
     rows, _ = rows_at_once(training, training.batch_size)
     parts = math.ceil(training.batch_size / rows)
     x = torch.zeros((rows, *sample_shape), dtype=dtype)
+    as_trained = partial(computing, training.precision, x.device)
     timed = []
     skeleton.eval()
     former = torch.get_num_threads()
@@ -183,7 +185,7 @@ def time_blocks(
         for index, cost in enumerate(costs):
             kind = _kind(skeleton, index, x)
             if kind not in known:
-                with made_up(skeleton, index, _drawn) as block, computing(training, x.device):
+                with made_up(skeleton, index, _drawn) as block, as_trained():
                     trainable = skeleton.trainable(index).values()
                     known[kind] = (
                         *_time_block(block, x, trainable),
@@ -192,7 +194,7 @@ def time_blocks(
             forward, frozen, trained, x, update = known[kind]
             judging = 0.0
             if index == len(costs) - 1:
-                with computing(training, x.device):
+                with as_trained():
                     judging = _time_loss(x, loss)
             timed.append(
                 replace(

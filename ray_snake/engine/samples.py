@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Rows = NDArray[np.int64]
+POOL = 16
 
 
 class Samples(Protocol):
@@ -73,13 +74,37 @@ def drawn(samples: Samples, count: int, seed: int) -> Samples:
     return Subset(samples, np.sort(rows).astype(np.int64))
 
 
-def shuffled(rows: int, batch_size: int, seed: int) -> Iterator[Rows]:
+def shuffled(
+    rows: int, batch_size: int, seed: int, lengths: NDArray[np.int64] | None = None
+) -> Iterator[Rows]:
     """Yield all row numbers in an order drawn from `seed`, in batches.
 
     A last batch of one row is left out where others exist: batch statistics need two.
+
+    Args:
+        rows: How many there are.
+        batch_size: Rows of a batch.
+        seed: Decides the order.
+        lengths: Of the rows, (rows,): a batch then consists of rows of about one length, out of
+            as many batches' as `POOL` says; none: of any rows.
     """
-    order = np.random.Generator(np.random.PCG64(seed)).permutation(rows).astype(np.int64)
+    draw = np.random.Generator(np.random.PCG64(seed))
+    order = draw.permutation(rows).astype(np.int64)
+    if lengths is not None:
+        size = POOL * batch_size
+        pools = [order[start : start + size] for start in range(0, rows, size)]
+        order = np.concatenate([_by_length(one, lengths, batch_size, draw) for one in pools])
     for start in range(0, rows, batch_size):
         batch = order[start : start + batch_size]
         if len(batch) > 1 or start == 0 or batch_size == 1:
             yield batch
+
+
+def _by_length(
+    order: Rows, lengths: NDArray[np.int64], batch_size: int, draw: np.random.Generator
+) -> Rows:
+    """Return rows so that whole batches have about one length each, the batches in drawn order."""
+    whole = len(order) // batch_size * batch_size
+    rows, rest = order[:whole], order[whole:]
+    batches = rows[np.argsort(lengths[rows], kind="stable")].reshape(-1, batch_size)
+    return np.concatenate([draw.permutation(batches).ravel(), rest])

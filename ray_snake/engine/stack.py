@@ -144,6 +144,11 @@ class BlockStack(nn.Module):
             ) from error
         return cls.cut(network)
 
+    @property
+    def padding(self) -> int | None:
+        """The token of padding, if its features are zeros that change nothing; none: no token."""
+        return getattr(self.blocks[0], "padding", None)
+
     def __len__(self) -> int:
         return len(self.blocks)
 

@@ -11,14 +11,18 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ray_snake.config import AugmentationConfig, TrainingConfig
 from ray_snake.engine.augment import Augmentation
 from ray_snake.engine.batch_result import BatchResult, joined, judge_batch
+from ray_snake.engine.device import computing
 from ray_snake.engine.features import Features
 from ray_snake.engine.head import Head
 from ray_snake.engine.objective import Objective
+from ray_snake.engine.padding import row_lengths
 from ray_snake.engine.residency import FrozenBlocks
 from ray_snake.engine.samples import Rows, Samples, drawn, pieces, shuffled
 from ray_snake.engine.stack import BlockStack
@@ -149,12 +153,12 @@ def train_visit(
     samples = visit_samples(samples, training, seed)
     meter = TrainingMeter()
     frozen = FrozenBlocks(stack, trained, training=training, device=device)
-    head = Head(stack, frozen, objective, computing=partial(computing, training, device))
+    head = Head(stack, frozen, objective, computing=partial(computing, training.precision, device))
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         started = time.perf_counter()
         with frozen, ExitStack() as held:
-            with computing(training, device):
+            with computing(training.precision, device):
                 features = Features(
                     stack,
                     samples,
@@ -184,7 +188,8 @@ def train_visit(
                 proximal=proximal,
                 device=device,
             )
-            for epoch, rows in visit_batches(len(samples), training, seed):
+            lengths = row_lengths(stack, samples) if training.group_lengths else None
+            for epoch, rows in visit_batches(len(samples), training, seed, lengths):
                 if control.ends_early():
                     break
                 meter.add(epoch, step.take(rows, epoch))
@@ -205,15 +210,6 @@ def train_visit(
     )
 
 
-def computing(training: TrainingConfig, device: torch.device) -> torch.autocast:
-    """Return the context of forward passes: with `bf16` torch chooses what can bear it.
-
-    Weights, gradients and the optimizer's state stay fp32. It is entered anew for each step: within
-    one, casts of weights are kept.
-    """
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=training.precision == "bf16")
-
-
 def passes_over(rows: int, training: TrainingConfig) -> int:
     """Return the passes over a shard that a visit makes, the last of them maybe in part."""
     return math.ceil(total_steps(rows, training) / batches_per_epoch(rows, training.batch_size))
@@ -229,12 +225,17 @@ def visit_samples(samples: Samples, training: TrainingConfig, seed: int) -> Samp
     return drawn(samples, training.steps * training.batch_size, derive_seed(seed, "rows"))
 
 
-def visit_batches(rows: int, training: TrainingConfig, seed: int) -> Iterator[tuple[int, Rows]]:
-    """Yield (epoch, row numbers) for every optimizer step of a visit."""
+def visit_batches(
+    rows: int,
+    training: TrainingConfig,
+    seed: int,
+    lengths: NDArray[np.int64] | None = None,
+) -> Iterator[tuple[int, Rows]]:
+    """Yield (epoch, row numbers) for every optimizer step of a visit; see `shuffled`."""
     every = (
         (epoch, batch)
         for epoch in itertools.count()
-        for batch in shuffled(rows, training.batch_size, derive_seed(seed, "epoch", epoch))
+        for batch in shuffled(rows, training.batch_size, derive_seed(seed, "epoch", epoch), lengths)
     )
     return itertools.islice(every, total_steps(rows, training))
 
@@ -300,7 +301,7 @@ class _Step:
             summed: Whether gradients are of the sum over what counts in the rows, not of the mean.
         """
         last = len(self._stack) - 1
-        with computing(self._training, self._device):
+        with computing(self._training.precision, self._device):
             inputs, targets, kept = self._features.batch(rows, epoch)
             hidden = self._stack(inputs, self._features.first, last)
             splits = self._head.splits(hidden, targets)

@@ -38,13 +38,13 @@ class TokenEmbedding(nn.Module):
         super().__init__()
         self.tokens = nn.Embedding(vocabulary, width)
         self.dropout = nn.Dropout(dropout)
-        self._padding = padding
+        self.padding = padding
         nn.init.normal_(self.tokens.weight, std=INITIAL_STD)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Look the tokens up."""
         features: Tensor = self.dropout(self.tokens(tokens))
-        return features if self._padding is None else mark(features, tokens != self._padding)
+        return features if self.padding is None else mark(features, tokens != self.padding)
 
 
 class DecoderLayer(nn.Module):

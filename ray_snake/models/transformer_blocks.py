@@ -187,9 +187,14 @@ class Block(nn.Module):
 class EmbeddingBlock(Block):
     """The first block: int64 (batch, sequence) to float (batch, sequence, width)."""
 
+    @property
+    def padding(self) -> int | None:
+        """The token of padding, whose features are zeros; none: padding is like any token."""
+        return self.family.config.pad_token_id if self.marks_padding else None
+
     def forward(self, tokens: Tensor) -> Tensor:
         """Embed the tokens."""
-        real = tokens != self.family.config.pad_token_id if self.marks_padding else None
+        real = None if self.padding is None else tokens != self.padding
         features = self.family.embed(self.parts, tokens, real)
         return features if real is None else mark(features, real)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from functools import partial
 
 import torch
 
@@ -12,7 +11,6 @@ from ray_snake.data import NodeDataset, ShardSource
 from ray_snake.engine.change import update_norm
 from ray_snake.engine.evaluate import evaluate
 from ray_snake.engine.objective import TaskLoss
-from ray_snake.engine.visit import computing
 from ray_snake.errors import VisitFailedError
 from ray_snake.layers.codec import decode
 from ray_snake.layers.files import BlockFiles
@@ -164,6 +162,7 @@ class ProcessEngine:
         """Judge the model that consists of these blocks, and bases."""
         if self._evaluation is None:
             raise RuntimeError("there are no held-out rows to evaluate on")
+        config = self._recipe.config
         started = time.perf_counter()
         for state in states:
             self._stack.load_part(state.block, unpack(state, self._device))
@@ -172,9 +171,9 @@ class ProcessEngine:
                 self._stack,
                 self._evaluation,
                 task=self._task,
-                batch_size=self._recipe.config.evaluation.batch_size,
+                batch_size=config.evaluation.batch_size,
+                precision=config.evaluation.precision or config.training.precision,
                 device=self._device,
-                computing=partial(computing, self._recipe.config.training, self._device),
             )
         finally:
             for block in range(len(self._stack)):

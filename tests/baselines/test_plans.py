@@ -56,6 +56,22 @@ def test_fedcybgd_gives_every_node_a_segment_of_its_own(nodes, blocks):
     assert trained == list(range(blocks))
 
 
+def test_lisa_trains_both_ends_and_layers_that_are_drawn_evenly():
+    visits = plan("lisa", baseline={"layers": 2}, snake={"trips": 100})
+    assert all(len(one.trained) == 4 for one in visits)
+    assert all({0, BLOCKS - 1} < set(one.trained) for one in visits)
+    counts = [sum(layer in one.trained for one in visits) for layer in range(1, BLOCKS - 1)]
+    assert sum(counts) == 2 * len(visits)
+    assert min(counts) > 0.85 * len(visits) * 2 / (BLOCKS - 2)
+    assert visits == plan("lisa", baseline={"layers": 2}, snake={"trips": 100})
+    assert visits != plan("lisa", baseline={"layers": 2}, snake={"trips": 100}, seed=1)
+
+
+def test_lisa_needs_as_many_layers_as_it_draws():
+    with pytest.raises(ConfigError, match=r"^baseline\.layers: 5 are more than the 4 blocks"):
+        plan("lisa", baseline={"layers": 5})
+
+
 @pytest.mark.parametrize("name", ["centralised", "local"])
 def test_training_in_one_place_needs_one_node(name):
     assert {one.trained for one in plan(name, nodes=1)} == {tuple(range(BLOCKS))}
@@ -117,6 +133,7 @@ def test_splitfed_is_split_learning_whose_visits_are_averaged():
         ),
         ({"codec": {"name": "int8"}}, "codec.name: 'int8' is for blocks that"),
         ({"training": {"micro_batch": 2}}, "training.micro_batch: 2 is for networks in one place"),
+        ({"training": {"group_lengths": True}}, "training.group_lengths: true, and what goes over"),
     ],
 )
 def test_split_strategies_refuse_in_one_line_what_they_can_not_do(name, sections, message):

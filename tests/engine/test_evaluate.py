@@ -1,16 +1,13 @@
 import math
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from ray_snake.config import TrainingConfig
 from ray_snake.engine.evaluate import evaluate
 from ray_snake.engine.objective import cross_entropy, mean_squared_error
 from ray_snake.engine.stack import BlockStack
-from ray_snake.engine.visit import computing
 from ray_snake.models.registry import build_model
 
 
@@ -58,13 +55,7 @@ def test_evaluation_computes_as_it_is_told_to(vocabulary, array_samples):
     tokens = np.random.default_rng(0).integers(0, 50, (2, 5))
     samples = array_samples(tokens[:, :-1], tokens[:, 1:])
     exact = evaluate(stack, samples, task=cross_entropy, batch_size=2)
-    rough = evaluate(
-        stack,
-        samples,
-        task=cross_entropy,
-        batch_size=2,
-        computing=partial(computing, TrainingConfig(precision="bf16"), torch.device("cpu")),
-    )
+    rough = evaluate(stack, samples, task=cross_entropy, batch_size=2, precision="bf16")
     assert rough.loss != exact.loss
     # Scores are rounded, their loss is not.
     assert rough.loss == pytest.approx(exact.loss, rel=1e-3)

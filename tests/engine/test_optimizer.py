@@ -15,7 +15,7 @@ def torch_sgd(weights, training):
 
 
 def torch_adamw(weights, training):
-    return torch.optim.AdamW(weights, lr=RATE, weight_decay=training.weight_decay)
+    return torch.optim.AdamW(weights, lr=RATE, weight_decay=training.weight_decay, fused=True)
 
 
 def draw(shapes, seed):

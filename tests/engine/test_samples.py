@@ -30,6 +30,23 @@ def test_batches_per_epoch_is_what_an_epoch_yields(rows, batch_size):
     assert batches_per_epoch(rows, batch_size) == len(list(shuffled(rows, batch_size, 3)))
 
 
+@given(**sizes, seed=st.integers(0, 9))
+def test_rows_put_together_by_length_are_the_same_in_as_many_batches(rows, batch_size, seed):
+    lengths = np.random.default_rng(seed).integers(1, 9, rows)
+    plain = list(shuffled(rows, batch_size, seed))
+    grouped = list(shuffled(rows, batch_size, seed, lengths))
+    assert [len(one) for one in grouped] == [len(one) for one in plain]
+    assert sorted(np.concatenate(grouped)) == sorted(np.concatenate(plain))
+
+
+def test_a_batch_by_length_has_neighbours_of_its_pool_and_comes_in_any_order():
+    lengths = np.random.default_rng(0).permutation(256)
+    found = [lengths[batch] for batch in shuffled(256, 16, 1, lengths)]
+    assert all(one.max() - one.min() == 15 for one in found)
+    firsts = [one.min() for one in found]
+    assert firsts != sorted(firsts)
+
+
 def test_the_order_is_decided_by_the_seed():
     first, again, other = (np.concatenate(list(shuffled(50, 8, seed))) for seed in (1, 1, 2))
     assert first.tolist() == again.tolist()

@@ -92,7 +92,9 @@ def plain_loop(stack, samples, trained, training, rate, loss=F.cross_entropy):
         "sgd": lambda: torch.optim.SGD(
             weights, lr=rate, momentum=training.momentum, weight_decay=training.weight_decay
         ),
-        "adamw": lambda: torch.optim.AdamW(weights, lr=rate, weight_decay=training.weight_decay),
+        "adamw": lambda: torch.optim.AdamW(
+            weights, lr=rate, weight_decay=training.weight_decay, fused=True
+        ),
     }
     optimizer = kind[training.optimizer]()
     for rows in epoch_batches(len(samples), training):

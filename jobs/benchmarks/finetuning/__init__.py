@@ -1,0 +1,1 @@
+"""Ways to fine-tune a language model, compared: what they are, their cells, their table."""

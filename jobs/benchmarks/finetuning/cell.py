@@ -98,7 +98,7 @@ def train(way: Way, config: SnakeConfig, rows: Rows, *, most: int | None) -> dic
         drawn(shard, most or len(shard), ROWS_SEED),
         task=cross_entropy,
         batch_size=config.evaluation.batch_size,
-        precision=config.evaluation.precision,
+        precision=config.evaluation.precision or config.training.precision,
     )
     return {
         "seed": config.seed,

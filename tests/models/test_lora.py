@@ -300,8 +300,15 @@ def test_a_skeleton_with_adapters_holds_no_memory_and_what_is_measured_fits(task
     costs, _ = profile_blocks(skeleton, (6,), integer_inputs=True, batch=2)
     assert tuple(cost.weight_bytes for cost in costs) == skeleton.block_bytes()
     assert tuple(cost.base_bytes for cost in costs) == skeleton.part_bytes()[len(skeleton) :]
-    settings = made.config.training
-    timed = time_blocks(skeleton, costs, (6,), integer_inputs=True, training=settings, threads=1)
+    timed = time_blocks(
+        skeleton,
+        costs,
+        (6,),
+        integer_inputs=True,
+        training=made.config.training,
+        loss=made.config.loss,
+        threads=1,
+    )
     assert all(0 < cost.trained_share < 1 and cost.training_seconds > 0 for cost in timed)
     assert all(one.is_meta for one in skeleton.parameters())
 

@@ -14,8 +14,6 @@ settings are still the same.
 from __future__ import annotations
 
 import json
-import os
-import platform
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -30,8 +28,9 @@ from comparison.data import PARTITIONS, Pictures, prepare
 from comparison.scales import SCALES, Scale
 from comparison.tables import read_rows, write_results
 from comparison.variants import VARIANTS
+from origin import ROOT, commit, machine, made_by
 
-ROOT = Path(__file__).parents[2]
+ROWS_SAY = "A row's own commit and machine stand in the Parquet file."
 COMMON = ROOT / "jobs" / "configs" / "comparison.toml"
 TUNING_SEED = 0
 
@@ -96,7 +95,7 @@ def main(
         comparison.train_all(cells, arguments, jobs)
         rows += [comparison.row(cell) for cell in cells]
     if results is not None:
-        write_results(rows, Path(results), name=scale_name, made_by=made_by())
+        write_results(rows, Path(results), name=scale_name, made_by=f"{made_by()} {ROWS_SAY}")
     click.echo(json.dumps({"scale": scale_name, "rows": rows}) if as_json else _lines(rows))
 
 
@@ -249,31 +248,6 @@ class Comparison:
 
 def _place(row: Row) -> tuple[str, str, int]:
     return row["partition"], row["strategy"], row["seed"]
-
-
-def made_by() -> str:
-    """Return the command, the commit and the machine, for the head of a table."""
-    command = " ".join(["python", str(Path(__file__).relative_to(ROOT)), *sys.argv[1:]])
-    return (
-        f"`{command}`, commit {commit()}, {machine()}. A row's own commit and machine stand in the "
-        "Parquet file."
-    )
-
-
-def machine() -> str:
-    """Return what the numbers depend on besides the code."""
-    return f"{platform.machine()} with {os.cpu_count()} cores, torch {torch.__version__}"
-
-
-def commit() -> str:
-    """Return the commit that runs."""
-    done = subprocess.run(
-        ["git", "-C", str(ROOT), "describe", "--always", "--dirty"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.stdout.strip() or "unknown"
 
 
 def _lines(rows: Sequence[Row]) -> str:

@@ -17,11 +17,7 @@ were held out.
 from __future__ import annotations
 
 import json
-import os
-import platform
 import statistics
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,10 +27,10 @@ import torch
 from finetuning.cell import Rows, held_out_rows, predicted_peak, task_rows, train
 from finetuning.tables import read_rows, write_results
 from finetuning.ways import RATES, WAYS, Way
+from origin import ROOT, commit, machine, made_by
 
 from ray_snake import SnakeConfig
 
-ROOT = Path(__file__).parents[2]
 TUNING_SEED = 0
 Row = dict[str, Any]
 
@@ -185,28 +181,6 @@ def findings(rows: Sequence[Row]) -> Row:
         "full_accuracy": other,
         "snake_minus_full_points": 100 * (accuracy - other),
     }
-
-
-def made_by() -> str:
-    """Return the command, the commit and the machine, for the head of a table."""
-    command = " ".join(["python", str(Path(__file__).relative_to(ROOT)), *sys.argv[1:]])
-    return f"`{command}`, commit {commit()}, {machine()}."
-
-
-def machine() -> str:
-    """Return what the numbers depend on besides the code."""
-    return f"{platform.machine()} with {os.cpu_count()} cores, torch {torch.__version__}"
-
-
-def commit() -> str:
-    """Return the commit that runs."""
-    done = subprocess.run(
-        ["git", "-C", str(ROOT), "describe", "--always", "--dirty"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.stdout.strip() or "unknown"
 
 
 def _in_order(rows: Sequence[Row]) -> list[Row]:

@@ -20,16 +20,15 @@ samples the memory of that command and all that it starts.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
+from forked import forked
 from process_tree import Usage, measure
 
 from ray_snake import SnakeConfig
@@ -56,22 +55,16 @@ TINY = (
 def main(config: Path, settings: tuple[str, ...], tiny: bool, as_json: bool) -> None:
     """Train it, and report what that took."""
     settings = (*settings, *(TINY if tiny else ()))
-    figures = _forked(_predicted, config, settings)
+    figures = forked(_predicted, config, settings)
     with tempfile.TemporaryDirectory() as name:
         usage = _train(config, settings, Path(name))
-        figures |= _forked(_recorded, Path(name) / "runs" / "run")
+        figures |= forked(_recorded, Path(name) / "runs" / "run")
     figures |= _memory(usage)
     if as_json:
         click.echo(json.dumps(figures))
         return
     for name, figure in figures.items():
         click.echo(f"{name}: {figure}")
-
-
-def _forked(function: Callable[..., Any], *arguments: Any) -> Any:  # noqa: ANN401 - what it returns
-    """Return what a function returns in a process that is gone before anything is measured."""
-    with multiprocessing.get_context("fork").Pool(1) as pool:
-        return pool.apply(function, arguments)
 
 
 def _train(config: Path, settings: tuple[str, ...], folder: Path) -> Usage:

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import json
 import math
-import multiprocessing
 import tempfile
 import threading
 import time
@@ -34,6 +33,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from forked import forked
 from memory_ways import (
     Shape,
     Tokens,
@@ -110,9 +110,9 @@ def main(
 def _memory_figures(shape: Shape, threads: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        _forked(write_weights, shape, folder)
-        found = {way: _forked(measure, shape, folder, way, threads) for way in ways(shape, folder)}
-    costs = _forked(block_costs, shape)
+        forked(write_weights, shape, folder)
+        found = {way: forked(measure, shape, folder, way, threads) for way in ways(shape, folder)}
+    costs = forked(block_costs, shape)
     peaks = {way: one["peak_bytes"] for way, one in found.items()}
     for residency in ("resident", "stream"):
         own = [f"snake_{residency}_{place}" for place in ("first", "last")]
@@ -145,15 +145,6 @@ def _memory_figures(shape: Shape, threads: int) -> dict[str, Any]:
 
 def _furthest(ratios: Iterable[float]) -> float:
     return max(ratios, key=lambda one: abs(math.log(one)))
-
-
-def _forked(function: Callable[..., Any], *arguments: Any) -> Any:  # noqa: ANN401 - what it returns
-    """Return what a function returns in a process of its own, which has imported what this one has.
-
-    This one computes nothing before: threads don't survive a fork.
-    """
-    with multiprocessing.get_context("fork").Pool(1) as pool:
-        return pool.apply(function, arguments)
 
 
 def measure(shape: Shape, folder: Path, way: str, threads: int) -> dict[str, int]:

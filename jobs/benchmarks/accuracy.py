@@ -23,6 +23,7 @@ from pathlib import Path
 import click
 import tomllib
 import torch
+from command import Benchmark
 from comparison.cell import Cell, Row, settings, train
 from comparison.data import PARTITIONS, Pictures, prepare
 from comparison.scales import SCALES, Scale
@@ -35,7 +36,7 @@ COMMON = ROOT / "jobs" / "configs" / "comparison.toml"
 TUNING_SEED = 0
 
 
-@click.command()
+@click.command(cls=Benchmark)
 @click.option("--scale", "scale_name", type=click.Choice(list(SCALES)), default="small")
 @click.option("--seeds", default=3, show_default=True, help="Seeds 1 to this.")
 @click.option("--data", default="data/cifar10", show_default=True, help="Folder of the pictures.")

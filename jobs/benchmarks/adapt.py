@@ -32,6 +32,7 @@ from typing import Any
 
 import click
 import numpy as np
+from command import Benchmark
 from cpu_limit import limited, network_of
 
 from ray_snake import SnakeConfig, SnakeTrainer
@@ -71,7 +72,7 @@ SETTINGS = (
 )
 
 
-@click.command()
+@click.command(cls=Benchmark)
 @click.option("--trips", default=12, show_default=True)
 @click.option("--seeds", default=3, show_default=True, help="Seeds 1 to this; medians count.")
 @click.option("--set", "settings", multiple=True, help="Change a setting of both.")

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from command import Benchmark
 
 from ray_snake import SnakeConfig, SnakeTrainer
 from ray_snake.runtime.journal import VisitRecord, read_records
@@ -41,7 +42,7 @@ COMMON = (
 )
 
 
-@click.command()
+@click.command(cls=Benchmark)
 @click.option("--trips-per-span", default=3, show_default=True)
 @click.option("--testbed", is_flag=True, help="Compare with a real network's counters too.")
 @click.option("--json", "as_json", is_flag=True)

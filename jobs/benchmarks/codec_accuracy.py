@@ -16,6 +16,7 @@ from pathlib import Path
 import click
 import numpy as np
 import pyarrow as pa
+from command import Benchmark
 
 from ray_snake import SnakeConfig, SnakeTrainer
 from ray_snake.config import PartitionConfig
@@ -26,7 +27,7 @@ CONFIG = Path(__file__).parents[1] / "configs" / "cifar10_vgg11.toml"
 ROWS_SEED = 1
 
 
-@click.command()
+@click.command(cls=Benchmark)
 @click.option("--data", default="data/cifar10", show_default=True, help="Folder of the pictures.")
 @click.option("--storage", default="runs/codec_accuracy", show_default=True)
 @click.option("--rows", default=20_000, show_default=True)

@@ -24,6 +24,7 @@ from typing import Any
 
 import click
 import torch
+from command import Benchmark
 from finetuning.cell import Rows, held_out_rows, predicted_peak, task_rows, train
 from finetuning.tables import read_rows, write_results
 from finetuning.ways import RATES, WAYS, Way
@@ -35,7 +36,7 @@ TUNING_SEED = 0
 Row = dict[str, Any]
 
 
-@click.command()
+@click.command(cls=Benchmark)
 @click.option("--task", type=click.Choice(list(RATES)), required=True)
 @click.option("--seeds", default=3, show_default=True, help="Seeds 1 to this.")
 @click.option("--way", "chosen", multiple=True, type=click.Choice(list(WAYS)), help="Default: all.")
@@ -162,9 +163,12 @@ class FineTuning:
 
 
 def findings(rows: Sequence[Row]) -> Row:
-    """Return what the rows show: means over the seeds that both ways have."""
+    """Return what the rows show: means over the seeds that both ways have.
+
+    Of rows with different numbers of samples those with most count.
+    """
     by_way: dict[str, dict[int, Row]] = {}
-    for row in rows:
+    for row in sorted(rows, key=lambda one: one["samples"]):
         by_way.setdefault(row["way"], {})[row["seed"]] = row
     snake, full = by_way.get("snake", {}), by_way.get("full", {})
     seeds = sorted(snake.keys() & full.keys())

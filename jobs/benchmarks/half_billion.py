@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from command import Benchmark
 from forked import forked
 from process_tree import Usage, measure
 
@@ -47,7 +48,7 @@ TINY = (
 )
 
 
-@click.command()
+@click.command(cls=Benchmark)
 @click.option("--config", default=CONFIG, type=click.Path(path_type=Path), show_default=True)
 @click.option("--set", "settings", multiple=True, help="A setting, as of `ray-snake train`.")
 @click.option("--tiny", is_flag=True, help="A model of the same depth that trains in a moment.")

@@ -29,6 +29,7 @@ from typing import Any
 
 import click
 import numpy as np
+from command import Benchmark
 from torch import Tensor, nn
 
 from ray_snake import (
@@ -48,7 +49,7 @@ WARM_UP_VISITS = 4
 GETS = 6
 
 
-@click.command()
+@click.command(cls=Benchmark)
 @click.option("--megabytes", default=100, show_default=True, help="Size of the span.")
 @click.option("--trips", default=12, show_default=True)
 @click.option(

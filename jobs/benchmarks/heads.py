@@ -21,6 +21,7 @@ import tempfile
 from pathlib import Path
 
 import click
+from command import Benchmark
 from comparison.data import prepare
 from comparison.scales import SCALES
 
@@ -39,7 +40,7 @@ SHARE = 0.95
 PARTITION = "alpha0.1"
 
 
-@click.command()
+@click.command(cls=Benchmark)
 @click.option("--data", default="data/cifar10", show_default=True, help="Folder of the pictures.")
 @click.option("--trips", default=SCALES["small"].trips, show_default=True)
 @click.option("--seeds", default=3, show_default=True, help="Seeds 1 to this; medians count.")

@@ -33,6 +33,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from command import Benchmark
 from forked import forked
 from memory_ways import (
     Shape,
@@ -66,7 +67,7 @@ TINY = {
 }
 
 
-@click.command()
+@click.command(cls=Benchmark)
 @click.option("--builder", default="huggingface", show_default=True, help="Or decoder.")
 @click.option("--layers", default=30, show_default=True)
 @click.option("--width", default=576, show_default=True)

@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 import click
+from command import Benchmark
 from process_tree import measure
 
 from ray_snake import SnakeConfig
@@ -64,7 +65,7 @@ DRAWN = {
 }
 
 
-@click.command()
+@click.command(cls=Benchmark)
 @click.option("--only", type=click.Choice(["plan", "simulate", *RUNS]), multiple=True)
 @click.option("--verbose", is_flag=True, help="Show what each peak was made up of.")
 @click.option("--json", "as_json", is_flag=True)

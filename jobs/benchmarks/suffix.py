@@ -20,6 +20,7 @@ from typing import Any
 import click
 import torch
 import torch.nn.functional as F
+from command import Benchmark
 from torch import Tensor
 
 from ray_snake.config import TrainingConfig
@@ -33,7 +34,7 @@ SUFFIXES = ("eager", "recompute", "lean")
 CLASSES = 10
 
 
-@click.command()
+@click.command(cls=Benchmark)
 @click.option("--width", default=0.25, show_default=True, help="Of VGG-11's channels.")
 @click.option("--norm", default="group", show_default=True, help="group, batch or none.")
 @click.option("--batch", default=128, show_default=True, help="Rows of a step.")

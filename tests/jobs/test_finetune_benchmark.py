@@ -12,6 +12,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "jobs" / "benchmarks"))
+from finetune import findings
 from finetuning.sequence import train_in_sequence
 
 from ray_snake import SnakeConfig, SnakeTrainer
@@ -147,6 +148,19 @@ def test_the_line_says_how_far_the_snake_is_from_full_fine_tuning(reviews):
     assert reviews["snake_minus_full_points"] == pytest.approx(points)
     assert reviews["snake_accuracy"] == rows["snake"]["accuracy"]
     assert reviews["seeds"] == [1]
+
+
+def test_findings_are_of_the_rows_with_most_samples():
+    rows = [
+        {"way": way, "seed": 1, "samples": samples, "accuracy": accuracy, "perplexity": None}
+        for way, samples, accuracy in (
+            ("full", 200, 0.75),
+            ("full", 100, 0.5),
+            ("snake", 200, 0.5),
+            ("snake", 100, 0.25),
+        )
+    ]
+    assert findings(rows)["snake_minus_full_points"] == -25
 
 
 def test_results_are_a_table_and_a_file(reviews, workplace):

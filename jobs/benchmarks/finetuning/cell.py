@@ -23,6 +23,7 @@ from ray_snake.engine.evaluate import evaluate
 from ray_snake.engine.objective import cross_entropy
 from ray_snake.engine.profile import profile_blocks
 from ray_snake.engine.samples import drawn
+from ray_snake.errors import DataError
 from ray_snake.planning.cost import predict_visit
 from ray_snake.planning.strategy import make_strategy
 from ray_snake.runtime.recipe import Recipe
@@ -47,8 +48,18 @@ class Rows:
 
 
 def task_rows(task: SnakeConfig) -> Rows:
-    """Return the files that a configuration names; all rows are where its nodes' are from."""
+    """Return the files that a configuration names; all rows are where its nodes' are from.
+
+    Raises:
+        DataError: If there are none.
+    """
     shards = task.data.shard_uris()
+    if not shards:
+        raise DataError(
+            f"data.shards {task.data.shards}",
+            "there is no such file here",
+            "make model and data as the first lines of the configuration say",
+        )
     facts = json.loads(Path(shards[0]).with_name("partition.json").read_text(encoding="utf-8"))
     source = Path(facts["source"])
     pooled = source / "train.arrow" if source.is_dir() else source

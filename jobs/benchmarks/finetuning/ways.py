@@ -93,7 +93,7 @@ WAYS = {
             settings={"strategy": "centralised", "training": CARRIED},
             rates=(5e-5, 1e-4, 2e-4),
         ),
-        Way(name="snake", pooled=False, rates=(1e-4, 2e-4, 4e-4)),
+        Way(name="snake", pooled=False, rates=(1e-4, 2e-4, 4e-4, 8e-4)),
         # Hu et al. (2021), arXiv:2106.09685: adapters of all linear layers, and the head.
         Way(
             name="lora",

@@ -10,6 +10,8 @@ PLAIN = {"logit_adjustment": 0.0, "distillation": 0.0}
 ADJUSTED = {"logit_adjustment": 1.0, "distillation": 0.0}
 SHARED = {"shares_activations": True}
 KEPT = {"logit_adjustment": 1.0, "distillation": 0.1}
+# He et al. (2016), arXiv:1512.03385, for CIFAR-10.
+AUGMENTED = {"flip": True, "crop": 4}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +56,20 @@ RIVALS = (
     Variant(name="split+la", settings={"strategy": "split", "loss": ADJUSTED, "baseline": SHARED}),
     Variant(
         name="splitfed+la", settings={"strategy": "splitfed", "loss": ADJUSTED, "baseline": SHARED}
+    ),
+    # What is compared with `snake-flip-crop` and `snake-equal-bytes-flip-crop`.
+    Variant(
+        name="centralised+flip-crop",
+        settings={"strategy": "centralised", "loss": PLAIN, "augmentation": AUGMENTED},
+        pooled=True,
+    ),
+    Variant(
+        name="fedavg+flip-crop",
+        settings={"strategy": "fedavg", "loss": PLAIN, "augmentation": AUGMENTED},
+    ),
+    Variant(
+        name="fedavg+la+flip-crop",
+        settings={"strategy": "fedavg", "loss": ADJUSTED, "augmentation": AUGMENTED},
     ),
 )
 
@@ -119,7 +135,8 @@ SNAKES = (
         training={"fix_norms_after_trips": 4},
     ),
     snake("snake-no-norm", "norm", model={"options": {"norm": "none"}}),
-    snake("snake-flip-crop", "augmentation", augmentation={"flip": True, "crop": 4}),
+    snake("snake-flip-crop", "augmentation", augmentation=AUGMENTED),
+    snake("snake-equal-bytes-flip-crop", "augmentation", snake=LONG, augmentation=AUGMENTED),
     snake("snake-int8", "codec", codec={"name": "int8"}),
 )
 

@@ -157,9 +157,9 @@ class MemoryModel:
         self._weights = sum(one.gradient_bytes for one in self._blocks)
         # SGD keeps one momentum buffer for each weight, AdamW two averages.
         self._state = 2 if training.optimizer == "adamw" else (1 if training.momentum > 0 else 0)
-        # Steps go a weight at a time: AdamW's makes two of its size, SGD's one.
+        # SGD's step goes a weight at a time and makes one of its size, AdamW's fused one none.
         largest = max(one.largest_bytes for one in self._blocks)
-        self._step_bytes = largest * (2 if training.optimizer == "adamw" else 1)
+        self._step_bytes = 0 if training.optimizer == "adamw" else largest
         # A trained block's base stays where it is, whatever the residency.
         stay = self._trained.intersection(held) if self._streams else held
         self._resident_copies = sum(self._copied(index) for index in stay)

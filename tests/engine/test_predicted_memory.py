@@ -121,3 +121,10 @@ def test_a_teacher_takes_about_what_is_predicted(array_samples, teacher, residen
         LANGUAGE, array_samples, (2, 5), distillation=0.5, teacher=teacher, residency=residency
     )
     assert 0.85 < found < 1.3
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_the_step_of_a_weight_that_is_most_of_the_network(array_samples, optimizer):
+    network = ("decoder", {"vocabulary": 30_000, "width": 96, "layers": 2, "tied": True})
+    found = ratio(network, array_samples, (0,), micro_batch=1, optimizer=optimizer)
+    assert found == pytest.approx(1, abs=0.05)

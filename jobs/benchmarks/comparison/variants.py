@@ -57,7 +57,17 @@ RIVALS = (
     Variant(
         name="splitfed+la", settings={"strategy": "splitfed", "loss": ADJUSTED, "baseline": SHARED}
     ),
-    # What is compared with `snake-flip-crop` and `snake-equal-bytes-flip-crop`.
+    # Beside `snake-flip-crop` and `snake-equal-bytes-flip-crop`. The whole model goes from node to
+    # node as often as FedAvg's bytes pay for.
+    Variant(
+        name="cyclic-equal-bytes+la+kd+flip-crop",
+        settings={
+            "strategy": "cyclic",
+            "loss": KEPT,
+            "augmentation": AUGMENTED,
+            "snake": {"trips": 27},
+        },
+    ),
     Variant(
         name="centralised+flip-crop",
         settings={"strategy": "centralised", "loss": PLAIN, "augmentation": AUGMENTED},

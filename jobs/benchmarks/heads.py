@@ -3,9 +3,10 @@
 - `two_over_one`: time until two heads reach an accuracy on held-out pictures, over the time that
   one head takes: 0.95 of what one head comes to at its end. The small CIFAR-10 set of the
   comparison, Dirichlet 0.1, eight nodes; both halves of a VGG-11 of a quarter's width are spans.
-  From the first visit's start; between evaluations in proportion. None where two heads never get
-  there. All settings but `snake.heads` are the same. Evaluations are once a trip: one head leaves
-  a core for them, two don't.
+  Visits are half as long as there and twice as many. Spans alternate with every visit: so they do
+  with two heads, and one head gains too. From the first visit's start; between evaluations in
+  proportion. None where two heads never get there. All settings but `snake.heads` are the same.
+  Evaluations are once in two trips: one head leaves a core for them, two don't.
 - `simulated_speedup`: visits in a second with eight heads on 64 nodes over those with one, in the
   simulator: paces lognormal(1, 0.5), links of 1 to 20 MB/s.
 
@@ -42,7 +43,7 @@ PARTITION = "alpha0.1"
 
 @click.command(cls=Benchmark)
 @click.option("--data", default="data/cifar10", show_default=True, help="Folder of the pictures.")
-@click.option("--trips", default=SCALES["small"].trips, show_default=True)
+@click.option("--trips", default=2 * SCALES["small"].trips, show_default=True)
 @click.option("--seeds", default=3, show_default=True, help="Seeds 1 to this; medians count.")
 @click.option("--rate", default=0.01, show_default=True, help="Learning rate.")
 @click.option("--set", "settings", multiple=True, help="Change a setting of both.")
@@ -74,6 +75,9 @@ def main(
             common = [
                 f"snake.trips={trips}",
                 "snake.span_width=5",
+                "snake.order=diagonal",
+                # Half of a middling node's rows.
+                f"training.steps={scale.rows // (2 * scale.nodes * scale.batch_size)}",
                 # Of visits beside others alone.
                 "snake.damping=0.5",
                 f'model.options={{channels=3, classes=10, norm="group", width={scale.width}}}',
@@ -81,7 +85,7 @@ def main(
                 f"training.batch_size={scale.batch_size}",
                 "loss.distillation=0.1",
                 f'evaluation.data="{pictures.watched}"',
-                f"evaluation.every_visits={scale.nodes}",
+                f"evaluation.every_visits={2 * scale.nodes}",
                 *settings,
             ]
             ratios = []

@@ -100,6 +100,17 @@ def test_heads_keep_every_node_near_its_coverage(order, node_seconds):
     assert max(abs(one - two) for one, two in counts) <= 2
 
 
+@settings(deadline=None, max_examples=40)
+@given(durations)
+def test_two_heads_on_two_spans_alternate_in_whatever_order(node_seconds):
+    """So a benchmark may give one head the order that suits it."""
+    major, diagonal = (
+        crawl(snake_of(heads=2, span_width=5, order=order), lambda one: node_seconds[one.node])
+        for order in ("span_major", "diagonal")
+    )
+    assert major == diagonal
+
+
 def test_equal_visits_give_equal_coverage():
     snake = snake_of(heads=2, span_width=5)
     counts = counts_of(snake, crawl(snake, lambda visit: 1.0))

@@ -102,7 +102,7 @@ WAYS = {
                 "training": CARRIED,
                 "model": {"options": {"lora": {"rank": 16, "alpha": 32.0}}},
             },
-            rates=(1e-3, 3e-3),
+            rates=(3e-4, 1e-3, 3e-3),
         ),
         # Luo et al. (2024), arXiv:2404.02827: one layer at a time, AdamW anew with each.
         Way(
@@ -110,7 +110,7 @@ WAYS = {
             settings={"training": {"optimizer_state": "reset"}},
             trips=8,
             layers=1,
-            rates=(1e-4, 3e-4),
+            rates=(1e-4, 3e-4, 1e-3),
         ),
         # Pan et al. (2024), arXiv:2403.17919: both ends and two layers that are drawn.
         Way(
@@ -124,7 +124,7 @@ WAYS = {
     )
 }
 RATES: Mapping[str, Mapping[str, float]] = {
-    "reviews": {"full": 5e-5, "lora": 1e-3, "badam": 1e-4, "lisa": 5e-5, "cyclic": 5e-5},
+    "reviews": {"full": 5e-5, "lora": 1e-3, "badam": 3e-4, "lisa": 5e-5, "cyclic": 5e-5},
     "shakespeare": {"full": 5e-5, "lora": 1e-3, "badam": 1e-4, "lisa": 5e-5, "cyclic": 5e-5},
 }
 """What `finetune.py --tune` found on held-out rows; the snake's stands in its configuration."""

@@ -30,7 +30,7 @@ class DeviceFeed:
         self._blocks = blocks
         self._device = device
         self._order = sorted(blocks)
-        # torch has no types for this and for events.
+        # torch has no types for it.
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         largest = max(map(_padded_bytes, blocks.values()), default=0)
         self._buffers = [
@@ -99,6 +99,7 @@ def padded(size: int) -> int:
 
 
 def _event() -> torch.cuda.Event:
+    # torch has no types for it.
     event: torch.cuda.Event = torch.cuda.Event()  # type: ignore[no-untyped-call]
     return event
 

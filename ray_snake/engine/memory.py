@@ -15,8 +15,8 @@ def peak_bytes(work: Callable[[], object], device: torch.device | None = None) -
     """Return by how many bytes torch's allocations exceed, at most, what there was before.
 
     On the CPU torch's own records of every allocation are added up, so that neither Python nor what
-    an allocator keeps for later counts. Memory that torch did not allocate, such as views of an
-    object store and memory-mapped files, is not in it.
+    an allocator keeps for later counts, nor the release of what there was before. Memory that torch
+    did not allocate, such as views of an object store and memory-mapped files, is not in it.
 
     Args:
         work: What to do. It should be a few steps: on the CPU all are recorded.
@@ -37,12 +37,19 @@ def peak_bytes(work: Callable[[], object], device: torch.device | None = None) -
         events = json.loads(trace.read_text())["traceEvents"]
     # One entry for each allocation and release; they stand in no order.
     changes = sorted(
-        (event["ts"], event["args"]["Bytes"])
+        (event["ts"], event["args"]["Bytes"], event["args"]["Addr"])
         for event in events
         if event.get("name") == "[memory]" and event["args"].get("Device Type") == 0
     )
-    held = peak = 0
-    for _, change in changes:
-        held += change
-        peak = max(peak, held)
+    # A release of what earlier work allocated is recorded only if that work was measured too, or if
+    # it has an address that measured work had: such releases are left out.
+    held: dict[int, int] = {}
+    total = peak = 0
+    for _, change, address in changes:
+        if change > 0:
+            held[address] = change
+            total += change
+            peak = max(peak, total)
+        else:
+            total -= held.pop(address, 0)
     return peak

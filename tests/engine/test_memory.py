@@ -35,3 +35,14 @@ def test_gradients_and_saved_activations_count():
     peak = peak_bytes(lambda: layer(x).square().sum().backward())
     weights, activations = 4 * 100 * 100, 4 * 10 * 100
     assert peak >= weights + 2 * activations
+
+
+def test_the_release_of_what_was_there_before_takes_nothing_off():
+    kept = []
+    assert peak_bytes(lambda: kept.append(torch.zeros(10_000))) == 40_000
+
+    def work():
+        kept.clear()
+        torch.zeros(1_000)
+
+    assert peak_bytes(work) == 4_000

@@ -1,8 +1,8 @@
 """Fine-tuning SmolLM2-135M: the snake, the whole model, and other ways to train a part of it.
 
 Every way sees as many samples of the same rows. `full`, `badam`, `lisa` and `lora` have all of them
-in one place; the snake and `cyclic` have them on nodes with label skew. The snake is what the
-task's configuration says; all else differs from it as `finetuning/ways.py` says. Each finished
+in one place; `snake`, `snake+lora` and `cyclic` have them on nodes with label skew. `snake` is what
+the task's configuration says; all else differs from it as `finetuning/ways.py` says. Each finished
 cell, a way with a seed, is kept in `--storage` and not trained again; nor are those that `--rows
 docs/results/finetune-reviews.parquet` has from elsewhere, where their settings are still the same.
 

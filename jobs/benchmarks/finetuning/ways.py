@@ -11,6 +11,7 @@ from ray_snake.config import SnakeSection
 
 PLAIN = {"logit_adjustment": 0.0, "distillation": 0.0}
 CARRIED = {"optimizer_state": "carry"}
+ADAPTERS = {"options": {"lora": {"rank": 16, "alpha": 32.0}}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,12 +98,15 @@ WAYS = {
         # Hu et al. (2021), arXiv:2106.09685: adapters of all linear layers, and the head.
         Way(
             name="lora",
-            settings={
-                "strategy": "centralised",
-                "training": CARRIED,
-                "model": {"options": {"lora": {"rank": 16, "alpha": 32.0}}},
-            },
+            settings={"strategy": "centralised", "training": CARRIED, "model": ADAPTERS},
             rates=(3e-4, 1e-3, 3e-3),
+        ),
+        # Adapters inside the span, which are all that travels.
+        Way(
+            name="snake+lora",
+            settings={"model": ADAPTERS},
+            pooled=False,
+            rates=(5e-4, 1e-3, 2e-3),
         ),
         # Luo et al. (2024), arXiv:2404.02827: one layer at a time, AdamW anew with each.
         Way(
@@ -124,7 +128,14 @@ WAYS = {
     )
 }
 RATES: Mapping[str, Mapping[str, float]] = {
-    "reviews": {"full": 5e-5, "lora": 1e-3, "badam": 3e-4, "lisa": 5e-5, "cyclic": 5e-5},
+    "reviews": {
+        "full": 5e-5,
+        "lora": 1e-3,
+        "snake+lora": 1e-3,
+        "badam": 3e-4,
+        "lisa": 5e-5,
+        "cyclic": 5e-5,
+    },
     "shakespeare": {"full": 5e-5, "lora": 1e-3, "badam": 1e-4, "lisa": 5e-5, "cyclic": 5e-5},
 }
 """What `finetune.py --tune` found on held-out rows; the snake's stands in its configuration."""

@@ -43,6 +43,7 @@ Row = dict[str, Any]
 @click.option("--config", "file", help="Default: jobs/configs/smollm2_TASK.toml.")
 @click.option("--set", "changes", multiple=True, help="A setting of it, section.key=value.")
 @click.option("--storage", default="runs/finetune", show_default=True, help="Cells are kept here.")
+@click.option("--rate", type=float, help="A learning rate for all, in place of their own.")
 @click.option("--judged", type=int, help="Test rows to judge on; default: all.")
 @click.option("--tune", is_flag=True, help="Compare each way's learning rates; no results.")
 @click.option("--finished", is_flag=True, help="Train nothing; show the cells that are there.")
@@ -56,6 +57,7 @@ def main(
     file: str | None,
     changes: tuple[str, ...],
     storage: str,
+    rate: float | None,
     judged: int | None,
     tune: bool,
     finished: bool,
@@ -71,6 +73,7 @@ def main(
         SnakeConfig.load(path, changes),
         Path(storage) / task,
         judged,
+        rate=rate,
         known=[] if known is None else read_rows(Path(known)),
     )
     if tune:
@@ -95,6 +98,7 @@ class FineTuning:
         config: Its configuration.
         folder: Where data, runs and rows are kept.
         judged: Test rows to judge on; none: all.
+        rate: Learning rate of every cell; none: its way's.
         known: Rows of cells that were trained elsewhere.
     """
 
@@ -105,6 +109,7 @@ class FineTuning:
         folder: Path,
         judged: int | None,
         *,
+        rate: float | None = None,
         known: Sequence[Row] = (),
     ) -> None:
         torch.set_num_threads(1)
@@ -112,6 +117,7 @@ class FineTuning:
         self._config = config
         self._folder = folder.absolute()
         self._judged = judged
+        self._rate = rate
         self._known = {(row["way"], row["seed"], row["config_hash"]): row for row in known}
         # Of the code that is loaded now, whatever the folder has when a cell is done.
         self._origin = {"commit": commit(), "machine": machine()}
@@ -120,14 +126,17 @@ class FineTuning:
         """Return the rows of all ways with all seeds; the first seed's are trained first."""
         rows = task_rows(self._config)
         rates = RATES[self._task]
-        cells = [(way, seed, rates.get(way.name)) for seed in seeds for way in ways]
+        cells = [(way, seed, self._rate or rates.get(way.name)) for seed in seeds for way in ways]
         return _in_order([self._row(*cell, rows, tuning=False) for cell in cells])
 
     def tuned(self, ways: Sequence[Way]) -> list[Row]:
         """Return the rows of all ways with each of their rates, judged on held-out rows."""
         rows = held_out_rows(task_rows(self._config), self._folder / "held-out")
-        cells = [(way, rate) for way in ways for rate in way.rates]
+        cells = [(way, rate) for way in ways for rate in self._rates(way)]
         return [self._row(way, TUNING_SEED, rate, rows, tuning=True) for way, rate in cells]
+
+    def _rates(self, way: Way) -> Sequence[float]:
+        return way.rates if self._rate is None else [self._rate]
 
     def finished(self) -> list[Row]:
         """Return the rows of all trained cells."""

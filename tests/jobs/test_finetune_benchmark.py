@@ -194,6 +194,8 @@ def test_rates_are_compared_on_training_rows_that_are_held_out(reviews, workplac
     assert len({row["learning_rate"] for row in tuned["rows"]}) == len(tuned["rows"]) == 2
     # A quarter of the training rows, in half of the trips.
     assert {(row["judged_rows"], row["samples"]) for row in tuned["rows"]} == {(20, 32)}
+    one, _ = compare(workplace, "reviews", *ways("lisa"), "--tune", "--rate", "0.01")
+    assert [row["learning_rate"] for row in one["rows"]] == [0.01]
 
 
 @pytest.mark.parametrize("kept", ["reset", "carry"])

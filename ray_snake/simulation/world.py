@@ -133,6 +133,8 @@ class World:
         }
         if "rows" in columns:
             columns["rows"] = columns["rows"].astype(np.int64)
+            if columns["rows"].min() < 1:
+                raise DataError(path, "has a node without rows", "leave that node out")
         return replace(self, **columns, **online)
 
     def presence(self, node: int) -> Iterator[tuple[float, float]]:

@@ -299,6 +299,7 @@ class _Exchange:
 
     def __init__(self, world: World, costs: tuple[BlockCost, ...]) -> None:
         self._bytes = np.array([one.weight_bytes for one in costs], dtype=np.float64)
+        self._base_bytes = world.base_bytes
         self._rates: list[float] = world.bytes_per_second.tolist()
         self._versions = np.zeros(len(costs), dtype=np.int64)
         self._held = np.full((len(world), len(costs)), -1, dtype=np.int64)
@@ -316,9 +317,11 @@ class _Exchange:
         """Pull what a node lacks; return its bytes, and bytes and seconds that the visit waits for.
 
         What was there when the visit before began was fetched meanwhile, as far as time allowed.
+        Bases, which come with a node's first visit, count in what it waits for alone.
         """
         node = visit.node
         held = self._held[node]
+        bases = self._base_bytes if held[0] < 0 else 0
         pulled = int(np.add.reduce(self._bytes[held != self._versions]))
         held[:] = self._versions
         began, self._last_begin = self._last_begin, now
@@ -330,9 +333,9 @@ class _Exchange:
                 fresh_bytes += size
                 waiting += size / (rate if maker is None else min(rate, self._rates[maker]))
         fresh_bytes = min(fresh_bytes, pulled)
-        late = (pulled - fresh_bytes) / rate - (now - began)
+        late = (pulled - fresh_bytes + bases) / rate - (now - began)
         if late > 0:
-            return pulled, pulled, waiting + late
+            return pulled, pulled + bases, waiting + late
         return pulled, fresh_bytes, waiting
 
     def commit(self, visit: Visit, now: float) -> None:

@@ -121,6 +121,24 @@ def test_a_round_begins_with_one_pull_of_the_mean():
         assert seconds == pytest.approx(computing + 1 + 4)
 
 
+def test_a_nodes_first_visit_waits_for_its_bases_which_are_no_bytes_moved():
+    settings_, linked = config(), world(nodes=4, bytes_per_second="1e3")
+    without = simulate(settings_, linked).table
+    with_bases = simulate(settings_, replace(linked, base_bytes=100_000)).table
+    later = [
+        more - less
+        for less, more in zip(
+            without["ended_at_seconds"].to_pylist(),
+            with_bases["ended_at_seconds"].to_pylist(),
+            strict=True,
+        )
+    ]
+    # The first node's take 100 seconds, meanwhile the second one's come, and so on.
+    assert later[0] == pytest.approx(2 * 100, rel=0.1)
+    assert later[1:] == pytest.approx([later[0]] * 5)
+    assert with_bases["bytes"] == without["bytes"]
+
+
 def test_samples_are_those_of_the_shards():
     found = simulate(config(), world(rows="100")).summary
     assert found.samples == 8 * 6 * 100

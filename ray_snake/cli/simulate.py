@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,12 +18,14 @@ from ray_snake.telemetry.format import format_bytes, format_seconds
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from ray_snake.engine.stack import BlockStack
     from ray_snake.planning.cost import BlockCost
     from ray_snake.simulation.distribution import Distribution
     from ray_snake.simulation.simulator import Simulation
     from ray_snake.simulation.world import World
 
 SHOWN_TRIPS = 12
+STAYS_LOOKED_AT = 1000
 # Option, quantity of `World.draw`, help.
 DRAWN = (
     ("--rows", "rows", "Rows of a node's shard; by default those of CONFIG's nodes."),
@@ -72,6 +74,7 @@ def simulate(
     The same code plans as in a real run; computing time comes from the network's blocks, measured
     here, and from what is said of nodes and links. Trains nothing.
     """
+    import numpy as np
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -86,6 +89,9 @@ def simulate(
         for option, name, _ in DRAWN
         if (text := drawn[name]) is not None
     }
+    stays = given.get("online_seconds")
+    if stays is not None and not stays.draw(np.random.default_rng(0), STAYS_LOOKED_AT).any():
+        raise ConfigError("--online", f"{stays.text}: no node is ever there", "give longer stays")
     world, costs = _world(loaded, nodes, seed, given, like)
     if trace is not None:
         world = world.with_trace(trace)
@@ -144,7 +150,8 @@ def _world(
             raise ConfigError(
                 "--like", "says all of the nodes", "leave out --nodes and what would be drawn"
             )
-        return world_like(like, config, rows)
+        world, costs = world_like(like, config, rows)
+        return replace(world, base_bytes=_base_bytes(stack)), costs
     if "rows" not in given:
         text = ", ".join(str(one) for one in rows)
         given = given | {"rows": Distribution.parse("--rows", f"choice({text})")}
@@ -152,9 +159,17 @@ def _world(
     if nodes is None and len(rows) == len(world):
         world = world.with_rows(rows)
     first = specs[0]
-    return world, measured_costs(
+    return replace(world, base_bytes=_base_bytes(stack)), measured_costs(
         config, stack, sample_shape=first.sample_shape, integer_inputs=first.integer_inputs
     )
+
+
+def _base_bytes(stack: BlockStack) -> int:
+    """Return the bytes of bases that nodes pull: those that no file holds, here as on a node."""
+    from ray_snake.runtime.bases import bases_at_hand
+
+    at_hand = sum(one.nbytes for one in bases_at_hand(stack))
+    return sum(stack.part_bytes()[len(stack) :]) - at_hand
 
 
 def _show(found: Simulation, console: Console) -> None:

@@ -36,7 +36,21 @@ def take_device(gpu_share: float) -> torch.device:
     device = torch.device("cuda", 0)
     if gpu_share < 1:
         torch.cuda.set_per_process_memory_fraction(gpu_share, device)
+    compute_repeatably()
     return device
+
+
+def compute_repeatably() -> None:
+    """Have a GPU come to the same bits each time, wherever torch has a way to.
+
+    Else a visit that is done again would differ: by default convolutions add up their gradients in
+    no fixed order. Where torch has no such way it warns.
+    """
+    # cuBLAS reads this when it starts; torch.use_deterministic_algorithms says which values do.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # What is allocated is written to before it is read. torch has no types for it.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def give_back_memory() -> None:
@@ -54,7 +68,9 @@ def give_back_memory() -> None:
 def free_bytes(device: torch.device) -> int:
     """Return the bytes that a device has free now; of the CPU, those of its machine."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        # What torch's allocator keeps of former visits is there for the next one.
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
     return int(psutil.virtual_memory().available)
 
 

@@ -77,7 +77,8 @@ class Head:
             The gradient of `hidden` - of no value where none is asked for - and the scalars.
         """
         divisor = 1 if summed else max(counted(targets), 1)
-        gradient = torch.zeros_like(hidden)
+        # In order, whatever the strides of `hidden`: pieces of it are written to.
+        gradient = torch.zeros_like(hidden, memory_format=torch.contiguous_format)
         results = []
         into = pieces(self._stack, gradient)
         tensors = (hidden.detach(), targets, *(kept or ()))

@@ -82,14 +82,15 @@ class LocalOptimizer(ABC):
             after.copy_(before)
             self._begin(after, *rest)
         weight.data = stepped
-        return [*state, *self._counters()]
+        return [*state, *self._counters(weight)]
 
     @abstractmethod
     def _new_state(self, weight: Tensor) -> list[Tensor]:
         """Return uninitialised tensors, shaped like a weight, for what is kept between steps."""
 
-    def _counters(self) -> list[Tensor]:
-        """Return what is kept besides, as it is after one step."""
+    def _counters(self, weight: Tensor) -> list[Tensor]:
+        """Return what is kept of a weight besides, as it is after one step."""
+        del weight
         return []
 
     @abstractmethod
@@ -145,13 +146,15 @@ class AdamW(LocalOptimizer):
     def _new_state(self, weight: Tensor) -> list[Tensor]:
         return [torch.empty_like(weight), torch.empty_like(weight)]
 
-    def _counters(self) -> list[Tensor]:
-        return [torch.ones((), dtype=torch.float32)]
+    def _counters(self, weight: Tensor) -> list[Tensor]:
+        # Where the weight is: on a GPU torch's kernel reads them there.
+        return [torch.ones((), dtype=torch.float32, device=weight.device)]
 
     def _begin(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> None:
         for one in state:
             one.zero_()
-        self._update([weight], [gradient], [[*state, torch.zeros((), dtype=torch.float32)]])
+        steps = torch.zeros((), dtype=torch.float32, device=weight.device)
+        self._update([weight], [gradient], [[*state, steps]])
 
     def _update(
         self, weights: list[Tensor], gradients: list[Tensor], states: list[list[Tensor]]

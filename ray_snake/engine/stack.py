@@ -118,7 +118,9 @@ class BlockStack(nn.Module):
         except Exception:
             # Whatever it is, it may be the meta device's fault; if not, it comes again now.
             pass
-        stack = cls.build(build)
+        # What it draws is let go, so that nobody else's draws are to be others for it.
+        with torch.random.fork_rng(devices=[]):
+            stack = cls.build(build)
         for module in stack.modules():
             for name, parameter in module.named_parameters(recurse=False):
                 setattr(module, name, nn.Parameter(parameter.to("meta"), requires_grad=False))
@@ -143,6 +145,13 @@ class BlockStack(nn.Module):
                 "model", f"its function failed ({type(error).__name__}: {error})", "correct it"
             ) from error
         return cls.cut(network)
+
+    def move_constants(self, device: torch.device) -> None:
+        """Move the buffers that don't travel to where the network computes; all else is loaded."""
+        for module in self.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                if name in module._non_persistent_buffers_set:
+                    setattr(module, name, buffer.to(device))
 
     @property
     def padding(self) -> int | None:

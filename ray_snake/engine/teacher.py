@@ -103,9 +103,10 @@ class LastHidden(Teacher):
         return (hidden,)
 
     def distance(self, hidden: Tensor, outputs: Tensor, kept: Kept, *, classes: bool) -> Tensor:
-        """Return the error from the kept input."""
+        """Return the error from the kept input; padding that `hidden` lacks counts as no error."""
         (arrived,) = kept
-        return F.mse_loss(hidden, arrived)
+        whole, arrived = arrived.shape[1], arrived[:, : hidden.shape[1]]
+        return F.mse_loss(hidden, arrived) * (hidden.shape[1] / whole)
 
 
 def make_teacher(settings: LossConfig) -> Teacher:
@@ -125,11 +126,20 @@ def distillation(outputs: Tensor, teacher: Tensor, temperature: float) -> Tensor
     Hinton et al. (2015), arXiv:1503.02531. Both are logits (..., classes).
     """
     return temperature**2 * F.kl_div(
-        F.log_softmax(outputs.flatten(0, -2) / temperature, dim=-1),
-        F.log_softmax(teacher.flatten(0, -2) / temperature, dim=-1),
+        _softened(outputs, temperature),
+        _softened(teacher, temperature),
         reduction="batchmean",
         log_target=True,
     )
+
+
+def _softened(logits: Tensor, temperature: float) -> Tensor:
+    """Return log-probabilities (rows, classes), in float32 at least.
+
+    Autocast leaves them in bfloat16 on the CPU: too coarse for a difference that begins at 0.
+    """
+    wide = logits.flatten(0, -2).to(torch.promote_types(logits.dtype, torch.float32))
+    return F.log_softmax(wide / temperature, dim=-1)
 
 
 def _with_rest(logs: Tensor) -> Tensor:

@@ -45,6 +45,7 @@ class LocalManager:
         self._recipe = recipe
         self._training = spec.training or recipe.config.training
         self._stack = stack
+        self._stack.move_constants(device)
         self._device = device
         self._held: dict[tuple[int, int], LayerState] = {}
         self._shard = NodeDataset.open(spec.source)

@@ -43,6 +43,7 @@ class ProcessEngine:
         self._device = device
         self._files = BlockFiles(storage)
         self._stack = recipe.skeleton()
+        self._stack.move_constants(device)
         self._weight_names = [
             list(self._stack.trainable(block)) for block in range(len(self._stack))
         ]

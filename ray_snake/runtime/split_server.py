@@ -47,6 +47,7 @@ class SplitServer:
         self._recipe = recipe
         self._device = device
         self._stack = recipe.skeleton()
+        self._stack.move_constants(device)
         self._session = ""
         self._trainer: BackTrainer | None = None
 

@@ -74,6 +74,7 @@ class Distribution:
             values = ()
         kind = KINDS.get(name)
         fits = kind is not None and values and len(values) == (len(kind.parameters) or len(values))
+        fits = fits and (name != "uniform" or values[0] <= values[1])
         if kind is None or not fits or not all(0 <= one < np.inf for one in values):
             forms = ", ".join(
                 f"{one}({', '.join(kind.parameters) or 'a, b, ..'})" for one, kind in KINDS.items()

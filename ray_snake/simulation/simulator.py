@@ -9,7 +9,8 @@ accuracy, and machines that several nodes share.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -247,7 +248,7 @@ class Simulator:
             visit=visit,
             outcome=outcome,
             busy_seconds=work,
-            samples=steps * self._batches[node],
+            samples=steps * self._batches[node] if late else self._outlook.samples(visit, node),
             bytes=pulled + returned,
         )
 
@@ -289,8 +290,7 @@ class Simulator:
     def _end_round_if_due(self, visit: Visit) -> None:
         others = [*(one.visit for one in self._running), self.strategy.peek()]
         if not any(one is not None and one.averaged and one.trip == visit.trip for one in others):
-            for one in self._rounds:
-                self._exchange.commit(one, self._clock, version=visit.number)
+            self._exchange.commit_mean(self._rounds, self._clock, version=visit.number)
             self._rounds.clear()
 
 
@@ -299,11 +299,13 @@ class _Exchange:
 
     def __init__(self, world: World, costs: tuple[BlockCost, ...]) -> None:
         self._bytes = np.array([one.weight_bytes for one in costs], dtype=np.float64)
+        self._base_bytes = world.base_bytes
         self._rates: list[float] = world.bytes_per_second.tolist()
         self._versions = np.zeros(len(costs), dtype=np.int64)
         self._held = np.full((len(world), len(costs)), -1, dtype=np.int64)
-        # What came to be since the latest visit began: when, where, and its bytes.
-        self._fresh: list[tuple[float, int, int]] = []
+        # What came to be since the latest visit began: when, at which node, none of a mean, which
+        # is at the driver's side; and its bytes.
+        self._fresh: list[tuple[float, int | None, int]] = []
         self._last_begin = 0.0
         self._of: dict[tuple[int, ...], tuple[NDArray[np.intp], int]] = {}
 
@@ -315,9 +317,11 @@ class _Exchange:
         """Pull what a node lacks; return its bytes, and bytes and seconds that the visit waits for.
 
         What was there when the visit before began was fetched meanwhile, as far as time allowed.
+        Bases, which come with a node's first visit, count in what it waits for alone.
         """
         node = visit.node
         held = self._held[node]
+        bases = self._base_bytes if held[0] < 0 else 0
         pulled = int(np.add.reduce(self._bytes[held != self._versions]))
         held[:] = self._versions
         began, self._last_begin = self._last_begin, now
@@ -327,20 +331,24 @@ class _Exchange:
         for _, maker, size in self._fresh:
             if maker != node:
                 fresh_bytes += size
-                waiting += size / min(rate, self._rates[maker])
+                waiting += size / (rate if maker is None else min(rate, self._rates[maker]))
         fresh_bytes = min(fresh_bytes, pulled)
-        late = (pulled - fresh_bytes) / rate - (now - began)
+        late = (pulled - fresh_bytes + bases) / rate - (now - began)
         if late > 0:
-            return pulled, pulled, waiting + late
+            return pulled, pulled + bases, waiting + late
         return pulled, fresh_bytes, waiting
 
-    def commit(self, visit: Visit, now: float, version: int | None = None) -> None:
-        """Make what a visit trained the current version; of an average, no node has it yet."""
+    def commit(self, visit: Visit, now: float) -> None:
+        """Make what a visit trained the current version, which its node has."""
         trained, size = self._trained(visit)
-        self._versions[trained] = version or visit.number
-        if version is None:
-            self._held[visit.node][trained] = visit.number
+        self._versions[trained] = self._held[visit.node][trained] = visit.number
         self._fresh.append((now, visit.node, size))
+
+    def commit_mean(self, visits: Sequence[Visit], now: float, version: int) -> None:
+        """Make the mean of what visits trained the current version, which no node has yet."""
+        trained = sorted({block for one in visits for block in one.trained})
+        self._versions[trained] = version
+        self._fresh.append((now, None, int(self._bytes[trained].sum())))
 
     def _trained(self, visit: Visit) -> tuple[NDArray[np.intp], int]:
         found = self._of.get(visit.trained)
@@ -359,12 +367,15 @@ class _Presence:
         self.changes: list[tuple[float, int, bool]] = []
         self._periods: dict[int, Iterator[tuple[float, float]]] = {}
         self._current: dict[int, tuple[float, float]] = {}
+        # Those behind the current one that were looked at already.
+        self._ahead: dict[int, deque[tuple[float, float]]] = {}
         whole = world.online_seconds is None and not world.online_from.any()
         if whole and np.isinf(world.online_until).all():
             return
         for node in range(len(world)):
             self.absent.add(node)
             self._periods[node] = world.presence(node)
+            self._ahead[node] = deque()
             self._plan(node)
         self.go_on(0.0)
 
@@ -401,18 +412,29 @@ class _Presence:
             return now + seconds
         came, gone = self._current[node]
         start = max(now, came)
+        periods_later = 0
         while start + seconds > gone:
             seconds -= max(0.0, gone - start)
-            following = next(self._periods[node], None)
+            following = self._following(node, periods_later)
             if following is None:
                 # It never comes back; what it did until then is lost with it.
                 return gone
-            came, gone = self._current[node] = following
-            start = came
+            start, gone = following
+            periods_later += 1
         return start + seconds
 
     def _plan(self, node: int) -> None:
-        following = next(self._periods[node], None)
+        following = self._following(node)
         if following is not None:
-            self._current[node] = following
+            self._current[node] = self._ahead[node].popleft()
             heapq.heappush(self.changes, (following[0], node, True))
+
+    def _following(self, node: int, further: int = 0) -> tuple[float, float] | None:
+        """Return a node's next period, or one further on, which does not begin by that."""
+        ahead = self._ahead[node]
+        while len(ahead) <= further:
+            found = next(self._periods[node], None)
+            if found is None:
+                return None
+            ahead.append(found)
+        return ahead[further]

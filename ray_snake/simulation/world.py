@@ -42,6 +42,7 @@ class World:
         offline_seconds: For how long it is away in between; none: never.
         seed: Of when it comes and goes.
         corrections: How much longer all nodes take than measured blocks say, by trained blocks.
+        base_bytes: Bytes of the blocks' bases, where each node pulls them with its first visit.
     """
 
     rows: NDArray[np.int64]
@@ -54,6 +55,7 @@ class World:
     offline_seconds: Distribution | None = None
     seed: int = 0
     corrections: Mapping[tuple[int, ...], float] = field(default_factory=dict)
+    base_bytes: int = 0
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -133,6 +135,8 @@ class World:
         }
         if "rows" in columns:
             columns["rows"] = columns["rows"].astype(np.int64)
+            if columns["rows"].min() < 1:
+                raise DataError(path, "has a node without rows", "leave that node out")
         return replace(self, **columns, **online)
 
     def presence(self, node: int) -> Iterator[tuple[float, float]]:

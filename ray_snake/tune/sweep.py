@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -62,10 +63,10 @@ class Trial:
     error: str = field(default="")
 
     def score(self, metric: str) -> float | None:
-        """Return what trials are ranked by: more is better; none before its first trip."""
+        """Return what trials are ranked by: more is better; none without a number."""
         if metric == "accuracy":
             return self.accuracy
-        return None if self.loss is None else -self.loss
+        return None if self.loss is None or math.isnan(self.loss) else -self.loss
 
 
 @dataclass(frozen=True, kw_only=True)

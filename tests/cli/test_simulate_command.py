@@ -4,7 +4,11 @@ import json
 
 import pyarrow.parquet as pq
 import pytest
+from torch import nn
 from workplaces import DIGITS, MODEL, SHORT
+
+from ray_snake.cli.simulate import _base_bytes
+from ray_snake.engine.stack import BlockStack
 
 CONFIG = MODEL + DIGITS + SHORT
 
@@ -34,11 +38,21 @@ def test_nodes_as_a_run_showed_them_take_as_long(workplace):
     assert json.loads(done.stdout)["visits"] == json.loads(trained.stdout)["visits"]
 
 
+class Adapted(nn.Linear):
+    never_trains = ("weight",)
+
+
+def test_nodes_pull_the_bases_that_no_file_holds():
+    assert _base_bytes(BlockStack.skeleton(lambda: [Adapted(3, 2), nn.Linear(2, 2)])) == 3 * 2 * 4
+    assert _base_bytes(BlockStack.skeleton(lambda: [nn.Linear(3, 2)])) == 0
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         (("--pace", "fast"), "--pace: 'fast' is no distribution"),
         (("--online", "3"), "--online: goes with --offline"),
+        (("--online", "0", "--offline", "3"), "--online: 0: no node is ever there"),
         (("--trace", "none.csv"), "none.csv"),
         (("--like", "runs/none"), "runs/none"),
         (("--like", "runs/none", "--nodes", "3"), "--like: says all of the nodes"),

@@ -89,6 +89,23 @@ def test_a_visit_comes_to_the_same_weights(rows, trained, tied, batch):
     compare(stack, rows, trained, **batch)
 
 
+class SequenceFirst(torch.nn.Module):
+    """A layer that leaves its features in memory as (sequence, batch, width)."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, features):
+        return self.layer(features).transpose(0, 1).contiguous().transpose(0, 1)
+
+
+def test_so_it_does_however_features_lie_in_memory(rows):
+    stack = network()
+    stack.blocks[LAST - 1] = SequenceFirst(stack.blocks[LAST - 1])
+    compare(stack, rows, (1, LAST))
+
+
 @pytest.mark.parametrize(
     "settings",
     [

@@ -55,6 +55,18 @@ def test_steps_are_torchs_bit_for_bit_weights_without_gradients_included(trainin
     assert not torch.equal(own[2], draw(shapes, 0)[2])
 
 
+@pytest.mark.parametrize(("training", "theirs"), BOTH)
+def test_all_that_is_kept_of_a_weight_is_where_the_weight_is(training, theirs):
+    """Without that torch's kernel for a GPU reads a step's number from the host's memory."""
+    del theirs
+    (weight,) = own = [torch.zeros(4, 3, device="meta", requires_grad=True)]
+    optimizer = make_optimizer(own, training, RATE)
+    for _ in range(2):
+        weight.grad = torch.zeros_like(weight)
+        optimizer.step()
+        assert {one.device for one in optimizer.state(0)} <= {weight.device}
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize(("training", "theirs"), BOTH)
 def test_steps_from_read_only_memory_piece_by_piece_are_torchs_bit_for_bit(

@@ -75,6 +75,25 @@ def test_a_visit_computes_no_common_padding_and_trains_to_the_same(name, setting
         torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("teacher", ["logits", "top_k", "last_hidden"])
+def test_a_teacher_compares_rows_of_any_length_whole_or_in_parts(teacher, registered):
+    results = []
+    for micro_batch in (None, 1):
+        stack, samples = registered("decoder")
+        train_visit(
+            stack,
+            padded(samples, 5),
+            trained=(2, 3),
+            learning_rate=0.1,
+            seed=1,
+            training=TrainingConfig(batch_size=4, epochs=3, micro_batch=micro_batch),
+            objective=Objective(LossConfig(distillation=0.5, teacher=teacher)),
+        )
+        results.append([*stack.tensors(2).values(), *stack.tensors(3).values()])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_rows_are_judged_by_length_to_the_same_result(name, registered):
     stack, samples = registered(name)

@@ -49,6 +49,7 @@ def test_updates_and_the_loss_are_timed_where_there_are_any():
     stack, costs, _ = profile(
         lambda: nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2), nn.Flatten()), (6,)
     )
+    before = torch.get_rng_state()
     timed = time_blocks(
         stack,
         costs,
@@ -58,6 +59,8 @@ def test_updates_and_the_loss_are_timed_where_there_are_any():
         loss=LossConfig(),
         threads=1,
     )
+    # It may be a user's own program that goes on with its draws.
+    assert torch.equal(torch.get_rng_state(), before)
     assert [one.update_seconds > 0 for one in timed] == [bool(one.weight_bytes) for one in costs]
     assert [one.loss_seconds > 0 for one in timed] == [False] * (len(timed) - 1) + [True]
     assert all(parameter.is_meta for parameter in stack.parameters())

@@ -175,6 +175,13 @@ def test_a_skeleton_keeps_the_values_of_buffers_that_do_not_travel():
     assert skeleton.blocks[0].table.tolist() == [0, 1, 2]
 
 
+def test_buffers_that_do_not_travel_go_where_the_network_computes_and_nothing_else_does():
+    stack = BlockStack.cut([FixedTable()])
+    stack.move_constants(torch.device("meta"))
+    assert stack.blocks[0].table.is_meta
+    assert not any(one.is_meta for one in stack.tensors(0).values())
+
+
 def test_a_function_that_needs_real_values_gives_a_skeleton_all_the_same():
     def build():
         layer = nn.Linear(3, 2)
@@ -202,6 +209,8 @@ def test_a_function_that_fails_is_a_model_error_with_its_reason(make, error):
 def test_building_a_skeleton_draws_nothing():
     before = torch.get_rng_state()
     BlockStack.skeleton(simple)
+    # One that can't do without values.
+    BlockStack.skeleton(lambda: [FixedTable(), nn.Linear(3, 2)])
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -60,6 +60,14 @@ def test_bf16_outputs_are_compared_in_fp32():
     assert math.isfinite(distance(2, outputs, arrived))
 
 
+def test_bf16_logits_are_softened_in_fp32_under_autocast_too():
+    arrived = logits(1, 64).to(torch.bfloat16)
+    outputs = arrived + 0.05 * logits(2, 64).to(torch.bfloat16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = float(distillation(outputs, arrived, 3.0))
+    assert found == pytest.approx(float(distillation(outputs.float(), arrived.float(), 3.0)))
+
+
 def test_outputs_that_are_no_logits_have_no_likeliest_classes():
     teacher = TopK(2, 2.0)
     arrived = logits(0, 5)
@@ -72,6 +80,16 @@ def test_the_last_hidden_state_is_compared_by_its_squared_error():
     kept = LastHidden().keep(arrived, logits(0, 5))
     found = LastHidden().distance(hidden, logits(1, 5), kept, classes=True)
     assert float(found) == pytest.approx(float(((hidden - arrived) ** 2).mean()))
+
+
+def test_the_last_hidden_state_without_its_padding_is_as_far_as_with_it():
+    hidden, arrived = torch.randn(2, 5, 4, 3).unbind()
+    hidden[:, 2:] = arrived[:, 2:] = 0
+    whole, cut = (
+        LastHidden().distance(one, logits(1, 5), (arrived,), classes=True)
+        for one in (hidden, hidden[:, :2])
+    )
+    assert float(cut) == pytest.approx(float(whole))
 
 
 class Rows:

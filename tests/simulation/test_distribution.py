@@ -36,7 +36,17 @@ def test_whatever_is_taken_draws_finite_numbers_from_zero(kind, values):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "fast", "normal(1, 2)", "uniform(1)", "constant(-1)", "choice()", "constant(inf)"]
+    "text",
+    [
+        "",
+        "fast",
+        "normal(1, 2)",
+        "uniform(1)",
+        "constant(-1)",
+        "choice()",
+        "constant(inf)",
+        "uniform(4, 2)",
+    ],
 )
 def test_what_is_no_distribution_is_refused_with_the_forms(text):
     with pytest.raises(ConfigError, match=r"--pace: .*lognormal\(median, sigma\)"):

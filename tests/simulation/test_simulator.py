@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -109,6 +110,48 @@ def test_rivals_run_on_the_same_clock(name):
     assert found.summary.bytes_moved == pytest.approx(4 * 6 * BLOCKS * BYTES * both_ways, rel=0.25)
 
 
+def test_a_round_begins_with_one_pull_of_the_mean():
+    """Others of the round have theirs while the first trains, and all send back what they made."""
+    settings_ = config().model_copy(update={"strategy": "fedavg"})
+    computing = simulate(settings_, world(nodes=4)).summary.trip_seconds
+    rate = BLOCKS * BYTES
+    found = simulate(settings_, world(nodes=4, bytes_per_second=str(rate))).trips
+    for before, trip in pairwise(found):
+        seconds = trip.ended_at_seconds - before.ended_at_seconds
+        assert seconds == pytest.approx(computing + 1 + 4)
+
+
+def test_a_nodes_first_visit_waits_for_its_bases_which_are_no_bytes_moved():
+    settings_, linked = config(), world(nodes=4, bytes_per_second="1e3")
+    without = simulate(settings_, linked).table
+    with_bases = simulate(settings_, replace(linked, base_bytes=100_000)).table
+    later = [
+        more - less
+        for less, more in zip(
+            without["ended_at_seconds"].to_pylist(),
+            with_bases["ended_at_seconds"].to_pylist(),
+            strict=True,
+        )
+    ]
+    # The first node's take 100 seconds, meanwhile the second one's come, and so on.
+    assert later[0] == pytest.approx(2 * 100, rel=0.1)
+    assert later[1:] == pytest.approx([later[0]] * 5)
+    assert with_bases["bytes"] == without["bytes"]
+
+
+def test_samples_are_those_of_the_shards():
+    found = simulate(config(), world(rows="100")).summary
+    assert found.samples == 8 * 6 * 100
+
+
+def test_a_node_that_came_back_within_a_visit_takes_the_next_one_at_once():
+    away = world(nodes=1, rows="1", latency_seconds="6", online_seconds="10", offline_seconds="10")
+    found = simulate(config(trips=4, span_width=BLOCKS), away)
+    # It is there from 0 to 10, from 20 to 30 and from 40 on; computing takes next to nothing.
+    ends = [one.ended_at_seconds for one in found.trips]
+    assert ends == pytest.approx([6, 22, 28, 44], abs=0.1)
+
+
 def test_heads_share_the_time():
     one = simulate(config(), world(nodes=12)).summary
     three = simulate(config(heads=3), world(nodes=12)).summary
@@ -210,6 +253,7 @@ def test_a_trace_gives_each_node_its_own(tmp_path):
         ({"pace": [1.0, 2.0]}, "2 rows for 3 nodes"),
         ({"speed": [1.0, 2.0, 3.0]}, "'speed'"),
         ({"pace": [1.0, None, 3.0], "rows": [1, 2, 3]}, "lacks values"),
+        ({"rows": [1, 0, 3]}, "without rows"),
     ],
 )
 def test_a_trace_that_does_not_fit_is_refused(tmp_path, columns, words):

@@ -4,17 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import ray
-from ray.exceptions import (
-    GetTimeoutError,
-    ObjectLostError,
-    RayActorError,
-    RayTaskError,
-    TaskCancelledError,
-)
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import (
     NodeAffinitySchedulingStrategy,
@@ -22,16 +15,14 @@ from ray.util.scheduling_strategies import (
 
 from ray_snake.config import NodesConfig
 from ray_snake.data import ShardSource
-from ray_snake.errors import NodeFailedError, SnakeError
 from ray_snake.runtime.actors import (
     AnyRef,
     BlockRef,
     SnakeEngine,
     SnakeNode,
     SnakeServer,
-    first_line,
-    visit_failure,
 )
+from ray_snake.runtime.answers import answer_of
 from ray_snake.runtime.cluster import (
     NODE_ID_LABEL,
     bundles,
@@ -57,8 +48,6 @@ from ray_snake.storage import Storage
 
 CONTROL_TIMEOUT_SECONDS = 5.0
 
-Answer = TypeVar("Answer")
-
 
 def actor_class(kind: type, **options: Any) -> Any:  # noqa: ANN401 - Ray's actor class and options
     """Return a class as a Ray actor class with these options."""
@@ -69,36 +58,6 @@ def actor_class(kind: type, **options: Any) -> Any:  # noqa: ANN401 - Ray's acto
 def here() -> NodeAffinitySchedulingStrategy:
     """Return the scheduling strategy that keeps an actor on this machine: the driver's side."""
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-
-
-async def _answer(call: Awaitable[Answer], who: str) -> Answer:
-    """Await a Ray call and turn its failures into the driver's own."""
-    try:
-        return await call
-    except RayActorError as error:
-        if error.actor_init_failed:
-            # It would fail again: mostly a function that the process can't import.
-            raise NodeFailedError(
-                f"{who} could not be set up ({str(error).strip().splitlines()[-1][:300]})",
-                "define model and loss in the main program, or in a package that is installed "
-                "on every machine",
-            ) from None
-        raise ProcessLostError(
-            f"{who} died ({first_line(error)})", machine_went=error.preempted
-        ) from None
-    except (ObjectLostError, GetTimeoutError) as error:
-        raise BlocksLostError(f"{who} could not get a block ({first_line(error)})") from None
-    except TaskCancelledError as error:
-        raise ProcessLostError(f"{who} was cancelled ({first_line(error)})") from None
-    except RayTaskError as error:
-        cause = error.cause
-        if isinstance(cause, SnakeError):
-            raise cause from error
-        if isinstance(cause, (ObjectLostError, GetTimeoutError)):
-            raise BlocksLostError(f"{who} could not get a block ({first_line(cause)})") from None
-        if isinstance(cause, BlocksLostError):
-            raise BlocksLostError(str(cause)) from None
-        raise visit_failure(who, cause) from error
 
 
 class RayServer:
@@ -125,7 +84,7 @@ class RayServer:
         """Return the actor once it is up, a new one if it had died."""
         if self._actor is not None:
             with contextlib.suppress(ProcessLostError):
-                await _answer(self._actor.ping.remote(), "the split server")
+                await answer_of(self._actor.ping.remote(), "the split server")
                 return self._actor
         self._actor = self._actor_class.remote(self._recipe)
         return self._actor
@@ -139,7 +98,7 @@ class RayServer:
         blocks = [block for block in task.visit.trained if not task.visit.on_node(block)]
         report, *refs = _several(self._actor.close, 1 + len(blocks), task)
         try:
-            answer: BackReport = await _answer(report, "the split server")
+            answer: BackReport = await answer_of(report, "the split server")
         except ProcessLostError as error:
             raise BlocksLostError(str(error)) from None
         return answer, dict(zip(blocks, refs, strict=True))
@@ -194,7 +153,7 @@ class RayNode:
         report, *refs = self._actor.visit.options(num_returns=1 + len(blocks)).remote(
             self._node, task, list(deliveries), server
         )
-        answer: VisitReport = await _answer(report, f"{self._name} on visit {task.visit.number}")
+        answer: VisitReport = await answer_of(report, f"{self._name} on visit {task.visit.number}")
         return answer, dict(zip(blocks, refs, strict=True))
 
     async def fetch(self, deliveries: Sequence[Delivery]) -> list[BlockRef]:
@@ -204,14 +163,14 @@ class RayNode:
             self._node, list(deliveries)
         )
         done, *refs = returned if decoded else [returned]
-        await _answer(done, f"{self._name} while it fetched")
+        await answer_of(done, f"{self._name} while it fetched")
         return list(refs)
 
     async def progress(self) -> tuple[int, int, float] | None:
         """Ask how far the visit is; a late answer is no answer."""
         try:
             answer: tuple[int, int, float] = await asyncio.wait_for(
-                _answer(self._actor.progress.remote(), self._name), CONTROL_TIMEOUT_SECONDS
+                answer_of(self._actor.progress.remote(), self._name), CONTROL_TIMEOUT_SECONDS
             )
         except (asyncio.TimeoutError, ProcessLostError):
             return None
@@ -278,7 +237,7 @@ class RayNodeLauncher:
         self._machines[group] = where.get("label_selector", {}).get(NODE_ID_LABEL, "")
         names = {node: spec.name for node, spec in specs.items()}
         try:
-            machine, samples, bases = await _answer(
+            machine, samples, bases = await answer_of(
                 actor.open.remote(), f"node {', '.join(names.values())} while it started"
             )
         finally:
@@ -439,7 +398,7 @@ class RayEngine:
 
     @staticmethod
     async def _call(ref: Any) -> Any:  # noqa: ANN401 - what the actor's method returns
-        return await _answer(ref, "the process engine")
+        return await answer_of(ref, "the process engine")
 
 
 def _several(method: Any, count: int, *arguments: Any) -> list[AnyRef]:  # noqa: ANN401 - Ray's

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable
 from typing import TypeVar
 
@@ -40,20 +41,21 @@ def visit_failure(who: str, error: BaseException) -> VisitFailedError:
     )
 
 
-async def answer_of(call: Awaitable[Answer], who: str) -> Answer:
+async def answer_of(call: Awaitable[Answer], who: str, seconds: float | None = None) -> Answer:
     """Await a Ray call and turn its failures into the driver's own.
 
     Args:
         call: The call.
         who: The process that answers it, for errors.
+        seconds: How long that may take; none: whoever calls sees to that.
 
     Raises:
-        ProcessLostError: If that process died.
+        ProcessLostError: If that process died, or does not answer in time.
         BlocksLostError: If it could not get a block, such as one whose maker died.
         SnakeError: What it raised.
     """
     try:
-        return await call
+        return await asyncio.wait_for(call, seconds)
     except RayTaskError as error:
         # First: Ray has it inherit from what the process met, and another's death is not its own.
         raise _met_by(who, cause_of(error)) from error
@@ -72,6 +74,8 @@ async def answer_of(call: Awaitable[Answer], who: str) -> Answer:
         raise ProcessLostError(f"{who} was ended ({first_line(error)})") from None
     except (ObjectLostError, GetTimeoutError) as error:
         raise BlocksLostError(f"{who} could not get a block ({first_line(error)})") from None
+    except asyncio.TimeoutError:
+        raise ProcessLostError(f"{who} did not answer within {seconds:g} s") from None
     except TaskCancelledError as error:
         raise ProcessLostError(f"{who} was cancelled ({first_line(error)})") from None
 

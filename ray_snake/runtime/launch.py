@@ -13,7 +13,7 @@ from ray.util.scheduling_strategies import (
     NodeAffinitySchedulingStrategy,
 )
 
-from ray_snake.config import NodesConfig
+from ray_snake.config import NodesConfig, SnakeConfig
 from ray_snake.data import ShardSource
 from ray_snake.runtime.actors import (
     AnyRef,
@@ -47,6 +47,9 @@ from ray_snake.runtime.placement import NodeGroup, joining_gpus, joining_request
 from ray_snake.storage import Storage
 
 CONTROL_TIMEOUT_SECONDS = 5.0
+ENGINE = "the process engine"
+ENGINE_SECONDS = 3600.0
+"""How long the process engine may take at least, such as to judge a large model on many rows."""
 
 
 def actor_class(kind: type, **options: Any) -> Any:  # noqa: ANN401 - Ray's actor class and options
@@ -65,15 +68,16 @@ class RayServer:
 
     Args:
         recipe: Ref of the recipe.
-        gpus: Its GPU share.
+        config: The run's settings.
     """
 
-    def __init__(self, recipe: AnyRef, gpus: float) -> None:
+    def __init__(self, recipe: AnyRef, config: SnakeConfig) -> None:
         self._recipe = recipe
+        self._start_seconds = config.nodes.start_timeout_seconds
         self._actor_class = actor_class(
             SnakeServer,
             num_cpus=0,
-            num_gpus=gpus,
+            num_gpus=config.baseline.server_gpus,
             max_restarts=0,
             max_task_retries=0,
             scheduling_strategy=here(),
@@ -81,11 +85,12 @@ class RayServer:
         self._actor: Any = None
 
     async def actor(self) -> Any:  # noqa: ANN401 - actor handle
-        """Return the actor once it is up, a new one if it had died."""
+        """Return the actor once it is up, a new one if it had died or does not answer."""
         if self._actor is not None:
             with contextlib.suppress(ProcessLostError):
-                await answer_of(self._actor.ping.remote(), "the split server")
+                await answer_of(self._actor.ping.remote(), "the split server", self._start_seconds)
                 return self._actor
+            ray.kill(self._actor)
         self._actor = self._actor_class.remote(self._recipe)
         return self._actor
 
@@ -301,27 +306,31 @@ class RayNodeLauncher:
 class RayEngine:
     """The process engine in its actor, beside the driver.
 
+    Each call has a deadline: that of a visit, or an hour where that is longer.
+
     Args:
         recipe: Ref of the recipe.
+        config: The run's settings.
         storage: The run's folder.
         evaluation: Held-out rows, or none.
-        gpus: GPU share of judging.
         parts: Number of the network's parts.
     """
 
     def __init__(
         self,
         recipe: AnyRef,
+        config: SnakeConfig,
         storage: Storage,
         evaluation: ShardSource | None,
-        gpus: float,
         parts: int,
     ) -> None:
         self._arguments = (recipe, storage, evaluation)
+        self._seconds = max(ENGINE_SECONDS, config.failures.visit_timeout_seconds)
+        self._start_seconds = config.nodes.start_timeout_seconds
         self._actor_class = actor_class(
             SnakeEngine,
             num_cpus=0,
-            num_gpus=gpus,
+            num_gpus=config.evaluation.gpus,
             max_restarts=0,
             max_task_retries=0,
             concurrency_groups={"judging": 1, "serving": 1},
@@ -332,9 +341,13 @@ class RayEngine:
         self.machine = machine_name(ray.get_runtime_context().get_node_id())
 
     async def start(self) -> None:
-        """Start the actor, anew if it had died; calls wait until it is up."""
-        if self._actor is None or not await self._is_alive():
-            self._actor = self._actor_class.remote(*self._arguments)
+        """Start the actor, anew if it died or does not answer; calls wait until it is up."""
+        if self._actor is not None:
+            with contextlib.suppress(ProcessLostError):
+                await answer_of(self._actor.ping.remote(), ENGINE, self._start_seconds)
+                return
+            ray.kill(self._actor)
+        self._actor = self._actor_class.remote(*self._arguments)
 
     async def initial(self) -> list[BlockRef]:
         """Return version 0 of every part."""
@@ -389,16 +402,8 @@ class RayEngine:
         """Return SHA-256 over all blocks."""
         return str(await self._call(self._actor.weights_sha256.remote(list(refs))))
 
-    async def _is_alive(self) -> bool:
-        try:
-            await self._call(self._actor.ping.remote())
-        except ProcessLostError:
-            return False
-        return True
-
-    @staticmethod
-    async def _call(ref: Any) -> Any:  # noqa: ANN401 - what the actor's method returns
-        return await answer_of(ref, "the process engine")
+    async def _call(self, ref: Any) -> Any:  # noqa: ANN401 - what the actor's method returns
+        return await answer_of(ref, ENGINE, self._seconds)
 
 
 def _several(method: Any, count: int, *arguments: Any) -> list[AnyRef]:  # noqa: ANN401 - Ray's

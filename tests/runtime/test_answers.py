@@ -53,5 +53,10 @@ def test_tells_whose_loss_it_is(error, kind, text):
     assert type(caught.value) is kind
 
 
+def test_an_answer_that_does_not_come_in_time_is_a_lost_process():
+    with pytest.raises(ProcessLostError, match=r"node 1 did not answer within 0\.01 s"):
+        run(answer_of(asyncio.Event().wait(), "node 1", 0.01))
+
+
 def test_an_answer_is_passed_on():
-    assert run(answer_of(asyncio.sleep(0, "answer"), "node 1")) == "answer"
+    assert run(answer_of(asyncio.sleep(0, "answer"), "node 1", 60.0)) == "answer"

@@ -202,6 +202,24 @@ class Storage:
 
         self._bounded(f"delete {name} in", delete)
 
+    def clear_unfinished(self, folder: str) -> None:
+        """Delete what killed writes left in a folder on a local disk; nothing may write there now.
+
+        Such files show in no listing. An object store keeps none.
+
+        Raises:
+            StorageError: If one can't be deleted.
+        """
+        path = Path(self._path(folder))
+
+        def clear() -> None:
+            for one in path.glob(".*.tmp"):
+                if _TEMPORARY.match(one.name):
+                    one.unlink(missing_ok=True)
+
+        if self.is_local:
+            self._bounded("delete unfinished files in", clear)
+
     def modified(self, name: str) -> float:
         """Return when a file was last written (Unix time in seconds).
 

@@ -15,19 +15,20 @@ import ray
 
 from ray_snake.config import SnakeConfig
 from ray_snake.data import ShardSource
-from ray_snake.errors import ConfigError, DriverFailedError, InputError, RunError, SnakeError
+from ray_snake.errors import ConfigError, DriverFailedError, InputError, RunError
 from ray_snake.planning.snake import Snake
 from ray_snake.runtime.cluster import (
     check_resources,
     connected,
-    error_of,
     is_embedded,
     on_cluster,
+    own_gpus,
     with_gpu_shares,
 )
 from ray_snake.runtime.crew import Muster
-from ray_snake.runtime.driver_actor import SnakeDriver
+from ray_snake.runtime.driver_actor import SnakeDriver, follow
 from ray_snake.runtime.events import Evaluated, Event, Preparing, RunEnded
+from ray_snake.runtime.handles import ProcessLostError
 from ray_snake.runtime.journal import read_records
 from ray_snake.runtime.launch import actor_class, here
 from ray_snake.runtime.memory_checks import fit_nodes, known_costs
@@ -51,9 +52,7 @@ if TYPE_CHECKING:
     from ray_snake.planning.order import Order
     from ray_snake.planning.strategy import Strategy
 
-EVENTS_SECONDS = 1.0
 HUGGINGFACE = "huggingface"
-DRIVER_TIMEOUT_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -237,8 +236,9 @@ class SnakeTrainer:
                     specs = check_nodes(checks.classes, muster.sources, here)
                 tell(Preparing(what="starting Ray" if embedded else "joining the Ray cluster"))
                 joined.enter_context(connected(self._address))
-                present = with_gpu_shares(muster.groups)
-                check_resources(config.nodes, present, muster.sources)
+                own = own_gpus(config)
+                present = with_gpu_shares(muster.groups, own)
+                check_resources(config.nodes, present, muster.sources, own)
                 if not embedded:
                     there = on_cluster(config.nodes, present)
                     specs = check_nodes(checks.classes, muster.sources, there)
@@ -290,36 +290,20 @@ class SnakeTrainer:
                 ray.util.get_current_placement_group(),
             )
             try:
-                return self._follow(driver, pass_on)
-            except ray.exceptions.RayActorError as error:
+                return follow(driver, pass_on)
+            except ProcessLostError as error:
                 if recoveries_left == 0:
                     raise DriverFailedError(
-                        f"the driver died ({str(error).splitlines()[0]})",
-                        "look into why, then go on with --resume",
+                        str(error), "look into why, then go on with --resume"
                     ) from None
                 recoveries_left -= 1
-            except ray.exceptions.RayError as error:
-                raise _after_start(error_of(error)) from error
+            except InputError as error:
+                # Met by a run that had started, it is a failed run.
+                raise RunError(
+                    f"{error.subject}: {error.problem}", f"{error.remedy}, then --resume"
+                ) from error
             finally:
                 ray.kill(driver)
-
-    @staticmethod
-    def _follow(driver: Any, tell: Callable[[Event], None]) -> str:  # noqa: ANN401 - actor handle
-        run = driver.run.remote()
-        sha256 = ""
-        while True:
-            ended = bool(ray.wait([run], timeout=0)[0])
-            events = ray.get(
-                driver.events.remote(0.0 if ended else EVENTS_SECONDS),
-                timeout=DRIVER_TIMEOUT_SECONDS,
-            )
-            for event in events:
-                if isinstance(event, RunEnded):
-                    sha256 = event.weights_sha256
-                tell(event)
-            if ended:
-                ray.get(run)
-                return sha256
 
 
 def _looks(checks: ModelChecks, sources: Sequence[int | ShardSource]) -> Callable[..., list[Any]]:
@@ -424,13 +408,6 @@ def _absolute(data: object) -> object:
     if isinstance(data, (str, os.PathLike)) and "://" not in os.fspath(data):
         return str(Path(data).expanduser().absolute())
     return data
-
-
-def _after_start(error: SnakeError) -> SnakeError:
-    """Return the error of a run that had started: bad input then is a failed run."""
-    if isinstance(error, InputError):
-        return RunError(f"{error.subject}: {error.problem}", f"{error.remedy}, then --resume")
-    return error
 
 
 class _Board:

@@ -14,7 +14,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 PACKAGES = sorted(one.parent.name for one in PACKAGE.glob("*/__init__.py"))
 MOST_LINES = 450
 # Where the actors live and the cluster is asked; all else works without Ray.
-SHELLS = {"actors", "cluster", "driver_actor", "embedded", "jobs", "launch", "meter"}
+SHELLS = {"actors", "answers", "cluster", "driver_actor", "embedded", "jobs", "launch", "meter"}
 # What the driver consists of: it does no tensor maths.
 DRIVER_SIDE = {
     "acceptance",

@@ -139,7 +139,9 @@ class FailureConfig(Section):
         "engine or the only copy of a block was lost.",
     )
     visit_timeout_seconds: PositiveFloat = Field(
-        default=3600.0, description="A visit that takes longer counts as a failed node."
+        default=3600.0,
+        description="A visit that takes longer counts as a failed node. What the driver's side "
+        "stores or judges has as long, and an hour at least.",
     )
 
 

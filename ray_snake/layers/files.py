@@ -69,8 +69,9 @@ class BlockFiles:
         return state
 
     def keep_only(self, block: int, versions: Collection[int]) -> None:
-        """Delete all stored versions of a block but these."""
+        """Delete all stored versions of a block but these, and what killed writes left of any."""
         folder = _folder(block)
+        self._storage.clear_unfinished(folder)
         for name in self._storage.list(folder):
             if name.endswith(".safetensors") and int(name.split(".")[0]) not in versions:
                 self._storage.delete(f"{folder}/{name}")

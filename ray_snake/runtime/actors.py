@@ -9,11 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import ray
-from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError
+from ray.exceptions import RayTaskError
 
 from ray_snake.data import ShardSource
-from ray_snake.errors import SnakeError, VisitFailedError
+from ray_snake.errors import SnakeError
 from ray_snake.layers.state import Array, BlockDelta, LayerState
+from ray_snake.runtime.answers import NO_OBJECT, cause_of, first_line, visit_failure
 from ray_snake.runtime.handles import BlocksLostError
 from ray_snake.runtime.journal import BlockRecord
 from ray_snake.runtime.messages import (
@@ -38,7 +39,6 @@ AnyRef: TypeAlias = "ray.ObjectRef[Any]"
 BlockRef: TypeAlias = "ray.ObjectRef[LayerState | BlockDelta]"
 
 PULL_TIMEOUT_SECONDS = 600.0
-MOST_OF_A_MESSAGE = 300
 GIVES_BACK_BYTES = 2**26
 """What an allocator keeps of visits to a smaller network is not worth the time to give it back."""
 
@@ -51,20 +51,6 @@ def pull(refs: Sequence[AnyRef]) -> list[Any]:
 def _one_object_each(states: Sequence[LayerState]) -> tuple[LayerState, ...] | LayerState:
     """Return what Ray makes one object of each of; of a single one, it takes the value itself."""
     return states[0] if len(states) == 1 else tuple(states)
-
-
-def first_line(error: BaseException) -> str:
-    """Return the beginning of an error's message, or else its type."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:MOST_OF_A_MESSAGE] if lines else type(error).__name__
-
-
-def visit_failure(who: str, error: BaseException) -> VisitFailedError:
-    """Return the error of a run in which a process met an error that is none of ray_snake's."""
-    return VisitFailedError(
-        f"{who} failed with {type(error).__name__}: {first_line(error)}",
-        "correct the model, the loss or the settings, then go on with --resume",
-    )
 
 
 @contextlib.contextmanager
@@ -240,12 +226,13 @@ def _answer_of_server(ref: AnyRef) -> Any:  # noqa: ANN401 - what the actor's me
     """
     try:
         return ray.get(ref, timeout=PULL_TIMEOUT_SECONDS)
-    except (RayActorError, ObjectLostError, GetTimeoutError) as error:
+    except NO_OBJECT as error:
         raise BlocksLostError(f"the split server did not answer ({first_line(error)})") from None
     except RayTaskError as error:
-        if isinstance(error.cause, (SnakeError, BlocksLostError)):
-            raise error.cause from None
-        raise BlocksLostError(f"the split server failed ({first_line(error.cause)})") from None
+        cause = cause_of(error)
+        if isinstance(cause, (SnakeError, BlocksLostError)):
+            raise cause from None
+        raise BlocksLostError(f"the split server failed ({first_line(cause)})") from None
 
 
 class SnakeServer:
@@ -270,7 +257,7 @@ class SnakeServer:
         """Pull the back and begin a visit; see `SplitServer.open`."""
         try:
             states = pull([one.ref for one in task.back])
-        except (ObjectLostError, GetTimeoutError) as error:
+        except NO_OBJECT as error:
             raise BlocksLostError(
                 f"the split server could not get a block ({first_line(error)})"
             ) from None

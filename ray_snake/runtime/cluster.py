@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ import ray
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from ray_snake.config import NodesConfig
+from ray_snake.config import NodesConfig, SnakeConfig
 from ray_snake.data import ShardSource
 from ray_snake.errors import ConfigError, ResourceError, RunError, SnakeError
 from ray_snake.runtime.embedded import lean
@@ -199,17 +199,31 @@ def bundles(
     return {nodes: number for number, nodes in enumerate(asking, 1)}
 
 
-def with_gpu_shares(groups: Sequence[NodeGroup]) -> list[NodeGroup]:
+def own_gpus(config: SnakeConfig) -> dict[str, float]:
+    """Return the GPU shares that the driver's side asks for beside the nodes, by setting."""
+    splits = config.strategy in ("split", "splitfed")
+    asked = {
+        "evaluation.gpus": config.evaluation.gpus,
+        "baseline.server_gpus": config.baseline.server_gpus if splits else 0.0,
+    }
+    return {key: gpus for key, gpus in asked.items() if gpus}
+
+
+def with_gpu_shares(groups: Sequence[NodeGroup], own: Mapping[str, float]) -> list[NodeGroup]:
     """Return the processes with their GPU shares.
 
     `auto` divides what the cluster has, and others don't ask for, evenly, in hundredths.
+
+    Args:
+        groups: The processes.
+        own: What the driver's side asks for: see `own_gpus`.
     """
     asked = [group.request.gpus for group in groups]
     shared = asked.count("auto")
     if not shared:
         return list(groups)
     free = float(ray.cluster_resources().get("GPU", 0.0))
-    free -= sum(gpus for gpus in asked if gpus != "auto")
+    free -= sum(gpus for gpus in asked if gpus != "auto") + sum(own.values())
     share = max(0.0, free) / shared
     share = float(int(share)) if share >= 1 else int(share * 100) / 100
     return [
@@ -221,21 +235,28 @@ def with_gpu_shares(groups: Sequence[NodeGroup]) -> list[NodeGroup]:
 
 
 def check_resources(
-    nodes: NodesConfig, groups: Sequence[NodeGroup], sources: Sequence[ShardSource]
+    nodes: NodesConfig,
+    groups: Sequence[NodeGroup],
+    sources: Sequence[ShardSource],
+    own: Mapping[str, float],
 ) -> None:
     """Check that the machines that are up can host all node actors at once.
+
+    And that this one can give the driver's side its GPU shares.
 
     Args:
         nodes: The settings.
         groups: The nodes' processes, with their GPU shares.
         sources: The nodes' shards, by number.
+        own: What the driver's side asks for: see `own_gpus`.
 
     Raises:
         ResourceError: Naming the setting, what was asked for, and what the cluster has.
     """
+    machines = _machines()
+    _take_own(own, machines)
     if nodes.may_scale:
         return
-    machines = _machines()
     for request, count in Counter(group.request for group in groups).items():
         first = next(group.nodes[0] for group in groups if group.request == request)
         able = [one for one in machines if _matches(one.labels, request.labels)]
@@ -258,6 +279,28 @@ def check_resources(
                     f"lower {key}, raise nodes.nodes_per_actor, or set nodes.may_scale if the "
                     "cluster grows by itself",
                 )
+
+
+def _take_own(own: Mapping[str, float], machines: Sequence[_Machine]) -> None:
+    """Take the GPU shares of the driver's side from what this machine has for nodes.
+
+    Raises:
+        ResourceError: If it has less.
+    """
+    if not own:
+        return
+    this = ray.get_runtime_context().get_node_id()
+    resources = next((one.resources for one in machines if one.id == this), {})
+    left = resources.get("GPU", 0.0) - sum(own.values())
+    if left < 0:
+        key = max(own, key=own.__getitem__)
+        raise ResourceError(
+            key,
+            f"{' and '.join(f'{one} = {gpus:g}' for one, gpus in own.items())} is for the machine "
+            f"of the driver, which has GPU: {resources.get('GPU', 0.0):g}",
+            f"lower {key}, or start the run on a machine that has more",
+        )
+    resources["GPU"] = left
 
 
 _FIELDS = {"CPU": "cpus", "GPU": "gpus", "memory": "memory_bytes"}

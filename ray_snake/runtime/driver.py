@@ -179,9 +179,8 @@ class Driver:
             await self._recorder_or_fail().start(costs, self._facts.rows)
         await self._compare_bases(journal)
         await self._recorder_or_fail().traffic(visit=self._decided)
-        self._attending = [
-            asyncio.create_task(self._again_and_again(one)) for one in (self._look, self._move)
-        ]
+        acts = (lambda: self._registrar.look(self._strategy), self._move)
+        self._attending = [asyncio.create_task(self._again_and_again(one)) for one in acts]
         return Scheduling()
 
     async def _compare_bases(self, journal: Journal) -> None:
@@ -269,9 +268,6 @@ class Driver:
                 await act()
             await asyncio.sleep(LOOK_SECONDS)
 
-    async def _look(self) -> None:
-        await self._registrar.look(self._strategy)
-
     async def _move(self) -> None:
         """Leave machines that are about to go; nodes that are visited, after their visit."""
         for group in await self._roster.to_move():
@@ -282,6 +278,9 @@ class Driver:
     async def _choose(self) -> State:
         """Let nodes join and leave, then begin as many visits as may go on at once."""
         self._roster.raise_failure()
+        for attending in self._attending:
+            if attending.done():
+                attending.result()
         changed = await self._registrar.settle(
             strategy=self._strategy,
             recorder=self._recorder_or_fail(),

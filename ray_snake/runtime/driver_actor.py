@@ -8,17 +8,20 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup
 
 from ray_snake.config import SnakeConfig
 from ray_snake.data import ShardSource
 from ray_snake.errors import ResourceError
 from ray_snake.planning.strategy import Strategy
-from ray_snake.runtime.actors import AnyRef
-from ray_snake.runtime.cluster import check_resources, has_room, on_cluster
+from ray_snake.runtime.actors import AnyActor, AnyRef
+from ray_snake.runtime.answers import first_line
+from ray_snake.runtime.cluster import check_resources, error_of, has_room, on_cluster
 from ray_snake.runtime.crew import Crew
 from ray_snake.runtime.driver import Driver
-from ray_snake.runtime.events import Event
+from ray_snake.runtime.events import Event, RunEnded
+from ray_snake.runtime.handles import ProcessLostError
 from ray_snake.runtime.launch import RayEngine, RayNodeLauncher, RayServer
 from ray_snake.runtime.messages import BlockTable, NodeSpec
 from ray_snake.runtime.meter import RayMeter
@@ -29,6 +32,9 @@ from ray_snake.runtime.roster import Roster
 from ray_snake.runtime.shard_checks import check_joining
 from ray_snake.runtime.states import Failed
 from ray_snake.storage import Storage
+
+EVENTS_SECONDS = 1.0
+ANSWER_SECONDS = 60.0
 
 
 class SnakeDriver:
@@ -98,6 +104,40 @@ class SnakeDriver:
         self._news.set()
 
 
+def follow(driver: AnyActor, tell: Callable[[Event], None]) -> str:
+    """Have a driver run, and pass on what it tells; return SHA-256 of the final weights.
+
+    Args:
+        driver: The driver's actor.
+        tell: Told everything that happens, in order.
+
+    Raises:
+        ProcessLostError: If it died or does not answer.
+        SnakeError: If the run failed, or `tell` raised that.
+    """
+    run = driver.run.remote()
+    sha256 = ""
+    try:
+        while True:
+            ended = bool(ray.wait([run], timeout=0)[0])
+            events = ray.get(
+                driver.events.remote(0.0 if ended else EVENTS_SECONDS), timeout=ANSWER_SECONDS
+            )
+            for event in events:
+                if isinstance(event, RunEnded):
+                    sha256 = event.weights_sha256
+                tell(event)
+            if ended:
+                ray.get(run)
+                return sha256
+    except RayTaskError as error:
+        raise error_of(error) from error
+    except GetTimeoutError:
+        raise ProcessLostError(f"the driver did not answer for {ANSWER_SECONDS:g} s") from None
+    except RayError as error:
+        raise ProcessLostError(f"the driver died ({first_line(error)})") from None
+
+
 def make_driver(
     config: SnakeConfig,
     blocks: BlockTable,
@@ -118,7 +158,7 @@ def make_driver(
         training=tuple(one.training for one in specs),
         limits=tuple(asked_bytes(config.nodes, one.source) for one in specs),
     )
-    server = RayServer(recipe, config.baseline.server_gpus)
+    server = RayServer(recipe, config)
     launcher = RayNodeLauncher(specs, config.nodes, recipe, groups, server, reserved)
     roster = Roster(
         names=crew.names,
@@ -142,7 +182,7 @@ def make_driver(
         crew=crew,
         blocks=blocks,
         storage=storage,
-        engine=RayEngine(recipe, storage, evaluation, config.evaluation.gpus, len(blocks.bytes)),
+        engine=RayEngine(recipe, config, storage, evaluation, len(blocks.bytes)),
         roster=roster,
         registrar=registrar,
         meter=RayMeter(),
@@ -162,7 +202,8 @@ def _examine(
     """
     request = joining_request(config.nodes, source, joining_gpus(groups))
     group = NodeGroup(nodes=(0,), request=request)
-    check_resources(config.nodes, [group], [source])
+    # Of GPUs of the driver's side nothing is left to ask: they are taken.
+    check_resources(config.nodes, [group], [source], own={})
     if not has_room(request, config.nodes):
         raise ResourceError(
             f"node {source.name}",

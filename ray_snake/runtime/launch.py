@@ -4,34 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import ray
-from ray.exceptions import (
-    GetTimeoutError,
-    ObjectLostError,
-    RayActorError,
-    RayTaskError,
-    TaskCancelledError,
-)
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import (
     NodeAffinitySchedulingStrategy,
 )
 
-from ray_snake.config import NodesConfig
+from ray_snake.config import NodesConfig, SnakeConfig
 from ray_snake.data import ShardSource
-from ray_snake.errors import NodeFailedError, SnakeError
 from ray_snake.runtime.actors import (
     AnyRef,
     BlockRef,
     SnakeEngine,
     SnakeNode,
     SnakeServer,
-    first_line,
-    visit_failure,
 )
+from ray_snake.runtime.answers import answer_of
 from ray_snake.runtime.cluster import (
     NODE_ID_LABEL,
     bundles,
@@ -56,8 +47,9 @@ from ray_snake.runtime.placement import NodeGroup, joining_gpus, joining_request
 from ray_snake.storage import Storage
 
 CONTROL_TIMEOUT_SECONDS = 5.0
-
-Answer = TypeVar("Answer")
+ENGINE = "the process engine"
+ENGINE_SECONDS = 3600.0
+"""How long the process engine may take at least, such as to judge a large model on many rows."""
 
 
 def actor_class(kind: type, **options: Any) -> Any:  # noqa: ANN401 - Ray's actor class and options
@@ -71,50 +63,21 @@ def here() -> NodeAffinitySchedulingStrategy:
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
-async def _answer(call: Awaitable[Answer], who: str) -> Answer:
-    """Await a Ray call and turn its failures into the driver's own."""
-    try:
-        return await call
-    except RayActorError as error:
-        if error.actor_init_failed:
-            # It would fail again: mostly a function that the process can't import.
-            raise NodeFailedError(
-                f"{who} could not be set up ({str(error).strip().splitlines()[-1][:300]})",
-                "define model and loss in the main program, or in a package that is installed "
-                "on every machine",
-            ) from None
-        raise ProcessLostError(
-            f"{who} died ({first_line(error)})", machine_went=error.preempted
-        ) from None
-    except (ObjectLostError, GetTimeoutError) as error:
-        raise BlocksLostError(f"{who} could not get a block ({first_line(error)})") from None
-    except TaskCancelledError as error:
-        raise ProcessLostError(f"{who} was cancelled ({first_line(error)})") from None
-    except RayTaskError as error:
-        cause = error.cause
-        if isinstance(cause, SnakeError):
-            raise cause from error
-        if isinstance(cause, (ObjectLostError, GetTimeoutError)):
-            raise BlocksLostError(f"{who} could not get a block ({first_line(cause)})") from None
-        if isinstance(cause, BlocksLostError):
-            raise BlocksLostError(str(cause)) from None
-        raise visit_failure(who, cause) from error
-
-
 class RayServer:
     """The split server in its actor, beside the driver: started when a visit first needs it.
 
     Args:
         recipe: Ref of the recipe.
-        gpus: Its GPU share.
+        config: The run's settings.
     """
 
-    def __init__(self, recipe: AnyRef, gpus: float) -> None:
+    def __init__(self, recipe: AnyRef, config: SnakeConfig) -> None:
         self._recipe = recipe
+        self._start_seconds = config.nodes.start_timeout_seconds
         self._actor_class = actor_class(
             SnakeServer,
             num_cpus=0,
-            num_gpus=gpus,
+            num_gpus=config.baseline.server_gpus,
             max_restarts=0,
             max_task_retries=0,
             scheduling_strategy=here(),
@@ -122,11 +85,12 @@ class RayServer:
         self._actor: Any = None
 
     async def actor(self) -> Any:  # noqa: ANN401 - actor handle
-        """Return the actor once it is up, a new one if it had died."""
+        """Return the actor once it is up, a new one if it had died or does not answer."""
         if self._actor is not None:
             with contextlib.suppress(ProcessLostError):
-                await _answer(self._actor.ping.remote(), "the split server")
+                await answer_of(self._actor.ping.remote(), "the split server", self._start_seconds)
                 return self._actor
+            ray.kill(self._actor)
         self._actor = self._actor_class.remote(self._recipe)
         return self._actor
 
@@ -139,7 +103,7 @@ class RayServer:
         blocks = [block for block in task.visit.trained if not task.visit.on_node(block)]
         report, *refs = _several(self._actor.close, 1 + len(blocks), task)
         try:
-            answer: BackReport = await _answer(report, "the split server")
+            answer: BackReport = await answer_of(report, "the split server")
         except ProcessLostError as error:
             raise BlocksLostError(str(error)) from None
         return answer, dict(zip(blocks, refs, strict=True))
@@ -194,7 +158,7 @@ class RayNode:
         report, *refs = self._actor.visit.options(num_returns=1 + len(blocks)).remote(
             self._node, task, list(deliveries), server
         )
-        answer: VisitReport = await _answer(report, f"{self._name} on visit {task.visit.number}")
+        answer: VisitReport = await answer_of(report, f"{self._name} on visit {task.visit.number}")
         return answer, dict(zip(blocks, refs, strict=True))
 
     async def fetch(self, deliveries: Sequence[Delivery]) -> list[BlockRef]:
@@ -204,14 +168,14 @@ class RayNode:
             self._node, list(deliveries)
         )
         done, *refs = returned if decoded else [returned]
-        await _answer(done, f"{self._name} while it fetched")
+        await answer_of(done, f"{self._name} while it fetched")
         return list(refs)
 
     async def progress(self) -> tuple[int, int, float] | None:
         """Ask how far the visit is; a late answer is no answer."""
         try:
             answer: tuple[int, int, float] = await asyncio.wait_for(
-                _answer(self._actor.progress.remote(), self._name), CONTROL_TIMEOUT_SECONDS
+                answer_of(self._actor.progress.remote(), self._name), CONTROL_TIMEOUT_SECONDS
             )
         except (asyncio.TimeoutError, ProcessLostError):
             return None
@@ -278,7 +242,7 @@ class RayNodeLauncher:
         self._machines[group] = where.get("label_selector", {}).get(NODE_ID_LABEL, "")
         names = {node: spec.name for node, spec in specs.items()}
         try:
-            machine, samples, bases = await _answer(
+            machine, samples, bases = await answer_of(
                 actor.open.remote(), f"node {', '.join(names.values())} while it started"
             )
         finally:
@@ -342,27 +306,31 @@ class RayNodeLauncher:
 class RayEngine:
     """The process engine in its actor, beside the driver.
 
+    Each call has a deadline: that of a visit, or an hour where that is longer.
+
     Args:
         recipe: Ref of the recipe.
+        config: The run's settings.
         storage: The run's folder.
         evaluation: Held-out rows, or none.
-        gpus: GPU share of judging.
         parts: Number of the network's parts.
     """
 
     def __init__(
         self,
         recipe: AnyRef,
+        config: SnakeConfig,
         storage: Storage,
         evaluation: ShardSource | None,
-        gpus: float,
         parts: int,
     ) -> None:
         self._arguments = (recipe, storage, evaluation)
+        self._seconds = max(ENGINE_SECONDS, config.failures.visit_timeout_seconds)
+        self._start_seconds = config.nodes.start_timeout_seconds
         self._actor_class = actor_class(
             SnakeEngine,
             num_cpus=0,
-            num_gpus=gpus,
+            num_gpus=config.evaluation.gpus,
             max_restarts=0,
             max_task_retries=0,
             concurrency_groups={"judging": 1, "serving": 1},
@@ -373,9 +341,13 @@ class RayEngine:
         self.machine = machine_name(ray.get_runtime_context().get_node_id())
 
     async def start(self) -> None:
-        """Start the actor, anew if it had died; calls wait until it is up."""
-        if self._actor is None or not await self._is_alive():
-            self._actor = self._actor_class.remote(*self._arguments)
+        """Start the actor, anew if it died or does not answer; calls wait until it is up."""
+        if self._actor is not None:
+            with contextlib.suppress(ProcessLostError):
+                await answer_of(self._actor.ping.remote(), ENGINE, self._start_seconds)
+                return
+            ray.kill(self._actor)
+        self._actor = self._actor_class.remote(*self._arguments)
 
     async def initial(self) -> list[BlockRef]:
         """Return version 0 of every part."""
@@ -430,16 +402,8 @@ class RayEngine:
         """Return SHA-256 over all blocks."""
         return str(await self._call(self._actor.weights_sha256.remote(list(refs))))
 
-    async def _is_alive(self) -> bool:
-        try:
-            await self._call(self._actor.ping.remote())
-        except ProcessLostError:
-            return False
-        return True
-
-    @staticmethod
-    async def _call(ref: Any) -> Any:  # noqa: ANN401 - what the actor's method returns
-        return await _answer(ref, "the process engine")
+    async def _call(self, ref: Any) -> Any:  # noqa: ANN401 - what the actor's method returns
+        return await answer_of(ref, ENGINE, self._seconds)
 
 
 def _several(method: Any, count: int, *arguments: Any) -> list[AnyRef]:  # noqa: ANN401 - Ray's

@@ -14,7 +14,7 @@ from ray_snake.engine.device import free_bytes
 from ray_snake.engine.residency import brings_in
 from ray_snake.engine.split import Exchange, train_front
 from ray_snake.engine.stack import BlockStack
-from ray_snake.engine.visit import VisitControl, VisitOutcome, train_visit
+from ray_snake.engine.visit import VisitControl, VisitOutcome, VisitStoppedError, train_visit
 from ray_snake.layers.codec import decode, encode
 from ray_snake.layers.state import OPTIMIZER, Array, BlockDelta, LayerState
 from ray_snake.layers.tensors import pack, unpack, unpack_optimizer
@@ -79,6 +79,7 @@ class LocalManager:
 
         Raises:
             ConfigError: If the visit has a cut and the settings don't let activations leave.
+            VisitStoppedError: If `control.stop` was set before it had ended.
         """
         started = time.perf_counter()
         deltas = {}
@@ -104,6 +105,9 @@ class LocalManager:
         for block, kept in (carried or {}).items():
             trained[block] |= {f"{OPTIMIZER}{name}": one for name, one in kept.items()}
         parcels = [self._parcel(task, block, tensors) for block, tensors in trained.items()]
+        if control.stop.is_set():
+            # What it started from may have been sent again since, and is then another visit's.
+            raise VisitStoppedError
         for block in trained:
             # Only what this visit started from: a fetch may have brought something newer.
             if task.anchors is None or task.anchors[block] != task.versions[block]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import re
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -58,7 +59,8 @@ def _received(url: str) -> int | None:
     try:
         with urllib.request.urlopen(url, timeout=ANSWER_SECONDS) as answer:
             text = answer.read().decode()
-    except OSError:
+    except (OSError, http.client.HTTPException):
+        # The latter where a machine goes in the middle of its answer.
         return None
     # What has never received anything has no counter yet.
     return sum(int(float(value)) for value in _RECEIVED.findall(text))

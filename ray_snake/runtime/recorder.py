@@ -306,7 +306,8 @@ class Recorder:
         """Return when everything so far is on storage; raise what kept it from being so."""
         self.go_on()
         if self._pending:
-            await self._pending[-1]
+            # Whoever waits here may be given up, such as a fetch for a node that leaves.
+            await asyncio.shield(self._pending[-1])
 
     async def close(self) -> None:
         """Drop what is not done yet; on return nothing writes to the journal any more."""

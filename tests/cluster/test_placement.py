@@ -16,7 +16,7 @@ from scenarios import (
 from ray_snake.config import NodesConfig
 from ray_snake.data import ShardSource
 from ray_snake.errors import ResourceError
-from ray_snake.runtime.cluster import on_cluster
+from ray_snake.runtime.cluster import on_cluster, with_gpu_shares
 from ray_snake.runtime.meter import machine_name
 from ray_snake.runtime.placement import group_nodes
 
@@ -93,6 +93,42 @@ def test_what_the_cluster_lacks_is_refused_before_any_actor_starts(
     assert value in str(caught.value)
     assert known() == before
     assert storage.folders() == []
+
+
+@pytest.mark.parametrize(
+    ("key", "strategy", "sections"),
+    [
+        ("evaluation.gpus", "snake", {"evaluation": {"gpus": 0.5}}),
+        ("evaluation.gpus", "snake", {"evaluation": {"gpus": 0.5}, "nodes": {"may_scale": True}}),
+        (
+            "baseline.server_gpus",
+            "split",
+            {
+                "baseline": {"server_gpus": 0.5, "shares_activations": True},
+                "loss": {"distillation": 0.0},
+            },
+        ),
+    ],
+)
+def test_gpus_that_the_drivers_machine_has_not_are_refused(
+    raylets, storage, key, strategy, sections
+):
+    config = with_sections(**sections).model_copy(update={"strategy": strategy})
+    with pytest.raises(ResourceError, match=r"0\.5.* GPU: 0;") as caught:
+        fit(config, storage.uri)
+    assert caught.value.subject == key
+    assert storage.folders() == []
+
+
+def test_nodes_share_the_gpus_that_the_drivers_side_leaves(raylets):
+    groups = group_nodes(NodesConfig(), [ShardSource(uri=name) for name in "abc"])
+    machine = raylets.add_node(num_gpus=2)
+    try:
+        for own, share in (({}, 0.66), ({"evaluation.gpus": 0.5}, 0.5)):
+            shared = with_gpu_shares(groups, own)
+            assert [one.request.gpus for one in shared] == [share] * 3
+    finally:
+        raylets.remove_node(machine)
 
 
 def test_each_node_is_where_its_labels_say(raylets, storage, reference):

@@ -1,4 +1,8 @@
 import json
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -119,6 +123,45 @@ def test_keep_only_deletes_the_other_versions_of_that_block(files, tmp_path):
     files.keep_only(2, {5})
     left = sorted(str(one.relative_to(tmp_path)) for one in tmp_path.rglob("*.safetensors"))
     assert left == [FILE, "blocks/0003/00000004.safetensors"]
+
+
+WRITES_FOR_EVER = """
+import sys
+from ray_snake.storage import Storage
+
+storage = Storage(sys.argv[1])
+while True:
+    storage.write("blocks/0002/00000001.safetensors", bytes(2**24))
+    print("written", flush=True)
+"""
+
+
+def test_keep_only_clears_away_what_killed_writes_left(files, tmp_path):
+    folder = tmp_path / "blocks" / "0002"
+
+    def unfinished():
+        return list(folder.glob(".*.tmp"))
+
+    def stopped_at_work():
+        writer.send_signal(signal.SIGSTOP)
+        os.waitpid(writer.pid, os.WUNTRACED)
+        return unfinished()
+
+    writer = subprocess.Popen(
+        [sys.executable, "-c", WRITES_FOR_EVER, str(tmp_path)], stdout=subprocess.PIPE
+    )
+    try:
+        writer.stdout.readline()
+        while not stopped_at_work():
+            writer.send_signal(signal.SIGCONT)
+            while not unfinished():
+                assert writer.poll() is None
+    finally:
+        writer.kill()
+        writer.wait()
+    assert unfinished()
+    files.keep_only(2, {1})
+    assert [one.name for one in folder.iterdir()] == ["00000001.safetensors"]
 
 
 def test_deleting_a_version_leaves_the_others(files):

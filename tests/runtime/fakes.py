@@ -114,7 +114,9 @@ class FakeCluster:
     at_hand: dict[int, str] = field(default_factory=dict)
 
     async def examine(self, source):
-        """Find eight rows in every shard but those of the name `empty`."""
+        """Find eight rows in every shard but those called `empty`; none answers of one `away`."""
+        if source.name == "away":
+            raise BlocksLostError("the cluster does not answer")
         if source.name == "empty":
             raise DataError(source.name, "has no rows", "leave that node out")
         return NodeSpec(

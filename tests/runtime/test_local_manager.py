@@ -282,6 +282,22 @@ def test_a_stopped_visit_can_be_done_again(node, initial):
     assert weights_sha256(states) == weights_sha256(expected)
 
 
+def test_a_visit_stopped_in_its_last_step_lets_go_of_nothing(initial):
+    """What it started from is what the run, back at its journal, has just sent again."""
+    control = VisitControl()
+
+    def loss(outputs, targets):
+        control.stop.set()
+        return cross_entropy(outputs, targets)
+
+    training = CONFIG.training.model_copy(update={"steps": 1})
+    node = make_node(loss=loss, config=CONFIG.model_copy(update={"training": training}))
+    with pytest.raises(VisitStoppedError):
+        node.manager.visit(make_task(), initial.values(), 0.0, control)
+    report, _ = do(node, make_task(), {})
+    assert report.steps == 1
+
+
 def test_diverged_weights_are_reported(initial):
     wild = CONFIG.model_copy(
         update={"training": CONFIG.training.model_copy(update={"clip_norm": None})}

@@ -233,6 +233,7 @@ def test_what_a_run_learned_of_nodes_that_left_is_known_when_it_goes_on(tmp_path
         (add("clinic-1"), ("clinic-1", "takes part already")),
         (add("north", name="clinic-0"), ("clinic-0", "takes part already")),
         (RemoveRequest(node=7, name="nowhere"), ("nowhere", "takes no part")),
+        (add("away"), ("nodes", "BlocksLostError: the cluster does not answer")),
     ],
 )
 def test_what_can_not_be_is_refused_and_the_run_goes_on(storage, request_made, texts):
@@ -244,6 +245,23 @@ def test_what_can_not_be_is_refused_and_the_run_goes_on(storage, request_made, t
     for text in texts:
         assert text in f"{answer.subject}: {answer.problem}"
     assert Journal(storage).changes == []
+
+
+def test_requests_are_seen_to_after_one_that_could_not_be(storage):
+    scene = Scene(storage, {2: [add("away"), add("north")]})
+    assert isinstance(scene.play(), Finished)
+    assert scene.answer(2, 1).name == "north"
+
+
+def test_what_breaks_beside_the_visits_does_not_pass_in_silence(cluster, storage, monkeypatch):
+    driver = make_driver(cluster, config_of(), storage)
+
+    async def break_down():
+        raise RuntimeError("a fault of the program")
+
+    monkeypatch.setattr(driver._roster, "to_move", break_down)
+    with pytest.raises(RuntimeError, match="a fault of the program"):
+        run(driver.run())
 
 
 def test_not_all_nodes_can_leave(storage):

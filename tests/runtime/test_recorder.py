@@ -406,6 +406,25 @@ def test_close_drops_what_waits_and_outlives_a_running_append(cluster, tmp_path)
     )
 
 
+def test_who_gives_up_waiting_ends_nothing(cluster, storage):
+    async def scenario():
+        cluster.store_gate = asyncio.Event()
+        recorder = make(cluster, storage)
+        await recorder.visit(record(1), {0: block(1)}, anchors=None)
+        await recorder.visit(record(2), {0: block(2)}, anchors=None)
+        waiting = asyncio.create_task(recorder.drain())
+        for _ in range(20):
+            await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        cluster.store_gate.set()
+        await recorder.visit(record(3), {0: block(3)}, anchors=None)
+        await recorder.drain()
+
+    run(scenario())
+    assert [one.visit for one in Journal(storage).visits] == [1, 2, 3]
+
+
 def test_drain_of_nothing_returns(cluster, storage):
     run(make(cluster, storage).drain())
     assert kinds(storage) == []

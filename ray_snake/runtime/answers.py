@@ -7,6 +7,7 @@ from collections.abc import Awaitable
 from typing import TypeVar
 
 from ray.exceptions import (
+    ActorUnschedulableError,
     GetTimeoutError,
     ObjectLostError,
     OutOfMemoryError,
@@ -72,6 +73,9 @@ async def answer_of(call: Awaitable[Answer], who: str, seconds: float | None = N
         ) from None
     except OutOfMemoryError as error:
         raise ProcessLostError(f"{who} was ended ({first_line(error)})") from None
+    except ActorUnschedulableError as error:
+        # The machine that it was to be on went, or has not what it asks for.
+        raise ProcessLostError(f"{who} has no place ({first_line(error)})") from None
     except (ObjectLostError, GetTimeoutError) as error:
         raise BlocksLostError(f"{who} could not get a block ({first_line(error)})") from None
     except asyncio.TimeoutError:

@@ -77,7 +77,7 @@ def _try_loss(task: TaskLoss, shape: tuple[int, ...], facts: ShardFacts, name: s
     outputs, labels = ((1, shape[-1]), (1,)) if facts.token_labels else (shape, facts.label_shape)
     try:
         scores = torch.zeros((2, *outputs), requires_grad=True)
-        task(scores, torch.zeros((2, *labels), dtype=kind)).backward()
+        torch.autograd.backward(task(scores, torch.zeros((2, *labels), dtype=kind)))
     except Exception as error:
         # It may be the user's own, which raises anything.
         raise DataError(

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from ray_snake.simulation.world import World
 
 SHOWN_TRIPS = 12
-# So many stays of no length in a row, and a node is never there.
-ONLINE_DRAWS = 100
 # Option, quantity of `World.draw`, help.
 DRAWN = (
     ("--rows", "rows", "Rows of a node's shard; by default those of CONFIG's nodes."),
@@ -164,9 +162,6 @@ def _world(
     world = World.draw(nodes or len(sources), seed, given)
     if not world.bytes_per_second.all():
         raise ConfigError("--link", "leaves a node 0 bytes per second", "use numbers above 0")
-    online = given.get("online_seconds")
-    if online is not None and not online.draw(np.random.default_rng(seed), ONLINE_DRAWS).any():
-        raise ConfigError("--online", "is 0: no node is ever there", "use numbers above 0")
     if nodes is None and len(rows) == len(world):
         world = world.with_rows(rows)
     first = specs[0]

@@ -43,7 +43,6 @@ def test_nodes_as_a_run_showed_them_take_as_long(workplace):
         (("--like", "runs/none"), "runs/none"),
         (("--like", "runs/none", "--nodes", "3"), "--like: says all of the nodes"),
         (("--link", "0"), "--link: leaves a node 0 bytes per second; use numbers above 0"),
-        (("--online", "0", "--offline", "1"), "--online: is 0: no node is ever there; use"),
         (("--plot", "none/trips.png"), "--plot none/trips.png: is no new file in a folder that"),
         (("--plot", "trips.xyz"), "--plot trips.xyz: ends in '.xyz', which is no kind of picture"),
         (("--out", "none/trips.parquet"), "--out none/trips.parquet: is no new file in a folder"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
@@ -69,24 +69,27 @@ def _type(field: FieldInfo) -> str:
     return "section" if _section(field) is not None else _words(field.annotation)
 
 
-def _words(annotation: object) -> str:
-    """Return a type in TOML's words."""
+def _words(annotation: object, plural: str = "") -> str:
+    """Return a type in TOML's words, several of it with the ending of the plural."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return _words(inner[0])
+        return _words(inner[0], plural)
     if origin is Literal:
         return " or ".join(f"`{_toml(one)}`" for one in inner)
     if origin in (Union, UnionType):
-        return " or ".join(_words(one) for one in inner if one is not type(None))
+        return " or ".join(_words(one, plural) for one in inner if one is not type(None))
     if origin is tuple:
-        return f"list of {_words(inner[0])}s"
+        return f"list{plural} of {_words(inner[0], 's')}"
     names: dict[object, str] = {str: "string", int: "integer", float: "number", bool: "boolean"}
-    return names.get(annotation, "table")
+    names[Any] = "value"
+    return names.get(annotation, "table") + plural
 
 
 def _toml(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, tuple):
+        return f"[{', '.join(_toml(one) for one in value)}]"
     return f'"{value}"' if isinstance(value, str) else str(value)
 
 

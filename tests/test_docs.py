@@ -15,6 +15,13 @@ def test_the_settings_page_is_what_the_settings_say():
     assert (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8") == make["page"]()
 
 
+def test_the_settings_page_has_types_and_defaults_in_tomls_words():
+    text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert "| `spans` | list of lists of integers |" in text
+    assert "| `choice` | list of values |" in text
+    assert "| `each` | section | `[]` |" in text
+
+
 def test_the_readme_program_trains_and_has_at_most_fifteen_lines(tmp_path):
     program = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
     assert len([line for line in program.splitlines() if line.strip()]) <= 15

@@ -35,11 +35,12 @@ def evaluate(run: str, data: str | None, as_json: bool) -> None:
     recipe = Recipe(config=config)
     source = evaluation_source(config, uri)
     assert source is not None
-    check_shards(recipe.skeleton(), [source])
+    task = recipe.objective().task
+    check_shards(recipe.skeleton(), [source], task)
     found = judge(
         BlockStack.cut(load_model(folder, recipe)),
         NodeDataset.open(source),
-        task=recipe.objective().task,
+        task=task,
         batch_size=config.evaluation.batch_size,
         precision=config.evaluation.precision or config.training.precision,
     )

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from ray_snake.errors import ConfigError, StorageError
+from ray_snake.cli.options import check_new
+from ray_snake.errors import ConfigError
 
 
 @click.command()
@@ -26,11 +27,7 @@ from ray_snake.errors import ConfigError, StorageError
 )
 def export(run: str, form: str, out: Path) -> None:
     """Write the weights of RUN, a run's folder or URI, under the network's own names."""
-    if not out.parent.is_dir() or (out.is_dir() if form != "hf" else out.exists()):
-        kind = "folder" if form == "hf" else "file"
-        raise StorageError(
-            f"--out {out}", f"is no new {kind} in a folder that exists", f"name a new {kind}"
-        )
+    check_new("--out", out, "folder" if form == "hf" else "file")
 
     from ray_snake.runtime.recipe import Recipe
     from ray_snake.runtime.run_folder import RunFolder

@@ -28,6 +28,7 @@ _COMMANDS = (
     "train",
     "tune",
 )
+_RESUMABLE = (["train"], ["tune"])
 
 
 class _Commands(click.Group):
@@ -65,7 +66,9 @@ def main(arguments: list[str] | None = None) -> None:
             click.echo(f"ray-snake: {_one_line(error)}", err=True)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("ray-snake: interrupted; the same command with --resume goes on", err=True)
+        command = (sys.argv[1:] if arguments is None else arguments)[:1]
+        then = "; the same command with --resume goes on" if command in _RESUMABLE else ""
+        click.echo(f"ray-snake: interrupted{then}", err=True)
         sys.exit(INTERRUPTED)
 
 

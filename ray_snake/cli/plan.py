@@ -31,13 +31,16 @@ def plan(config: Path, settings: tuple[str, ...], shown_trips: int) -> None:
     from ray_snake.runtime.forecast import forecast
     from ray_snake.runtime.preflight import check_model, check_settings, check_shards
     from ray_snake.runtime.recipe import Recipe
-    from ray_snake.trainer import node_sources
+    from ray_snake.trainer import evaluation_source, node_sources
 
     torch.set_num_threads(loaded.nodes.threads)
     recipe = Recipe(config=loaded)
     sources = node_sources(loaded, None)
     stack = check_model(recipe, nodes=len(sources))
-    nodes = check_shards(stack, sources)
+    task = recipe.objective().task
+    nodes = check_shards(stack, sources, task)
+    if (judged := evaluation_source(loaded)) is not None:
+        check_shards(stack, [judged], task)
     check_settings(loaded, nodes)
     found = forecast(loaded, stack, nodes, trips=shown_trips)
     has_bases = any(one.base_bytes for one in found.blocks)

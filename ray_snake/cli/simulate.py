@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ray_snake.cli.options import config_argument, json_option, set_option
+from ray_snake.cli.options import check_new, config_argument, json_option, set_option
 from ray_snake.config import SnakeConfig
 from ray_snake.errors import ConfigError
 from ray_snake.telemetry.format import format_bytes, format_seconds
@@ -53,7 +53,9 @@ def _drawn_options(command: Callable[..., None]) -> Callable[..., None]:
 @_drawn_options
 @click.option("--trace", metavar="FILE", help="CSV or Parquet: a row for each node.")
 @click.option("--like", metavar="RUN", help="Nodes as they turned out in a run that adapted.")
-@click.option("--seed", default=1, show_default=True, help="Of what is drawn.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=1, show_default=True, help="Of what is drawn."
+)
 @click.option("--plot", "picture", type=click.Path(path_type=Path), help="Picture file to write.")
 @click.option("--out", type=click.Path(path_type=Path), help="Parquet file of trips to write.")
 @json_option
@@ -82,6 +84,13 @@ def simulate(
     from ray_snake.simulation.simulator import Simulator
 
     loaded = SnakeConfig.load(config, settings)
+    if picture is not None:
+        from ray_snake.simulation.plot import check_picture
+
+        check_picture(picture)
+        check_new("--plot", picture)
+    if out is not None:
+        check_new("--out", out)
     if (drawn["online_seconds"] is None) != (drawn["offline_seconds"] is None):
         raise ConfigError("--online", "goes with --offline", "give both, or neither")
     given = {
@@ -141,9 +150,11 @@ def _world(
 
     torch.set_num_threads(config.nodes.threads)
     sources = node_sources(config, None)
-    stack = check_model(Recipe(config=config), nodes=len(sources))
+    recipe = Recipe(config=config)
+    stack = check_model(recipe, nodes=len(sources))
     # Rows of all, where they are the nodes'; else the first shard tells what a row is.
-    specs = check_shards(stack, sources if "rows" not in given else sources[:1])
+    looked_at = sources if "rows" not in given else sources[:1]
+    specs = check_shards(stack, looked_at, recipe.objective().task)
     rows = np.array([one.samples for one in specs])
     if like is not None:
         if nodes is not None or given:
@@ -156,6 +167,8 @@ def _world(
         text = ", ".join(str(one) for one in rows)
         given = given | {"rows": Distribution.parse("--rows", f"choice({text})")}
     world = World.draw(nodes or len(sources), seed, given)
+    if not world.bytes_per_second.all():
+        raise ConfigError("--link", "leaves a node 0 bytes per second", "use numbers above 0")
     if nodes is None and len(rows) == len(world):
         world = world.with_rows(rows)
     first = specs[0]

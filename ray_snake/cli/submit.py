@@ -154,7 +154,7 @@ def _environment(file: Path | None, working_dir: Path) -> dict[str, Any]:
 
         try:
             read = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             reason = " ".join(str(error).split())
             raise ConfigError(
                 str(file), f"can't be read ({reason})", "check --runtime-env"

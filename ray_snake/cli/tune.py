@@ -64,8 +64,10 @@ def tune(
     check_sweep(loaded)
     sources = node_sources(loaded, None)
     judged = evaluation_source(loaded)
-    stack = check_model(Recipe(config=loaded), nodes=len(sources))
-    check_shards(stack, [sources[0], *([] if judged is None else [judged])])
+    recipe = Recipe(config=loaded)
+    stack = check_model(recipe, nodes=len(sources))
+    looked_at = [sources[0], *([] if judged is None else [judged])]
+    check_shards(stack, looked_at, recipe.objective().task)
     folder = Storage(
         storage or loaded.storage.uri, timeout_seconds=loaded.storage.timeout_seconds
     ).child(name or config.stem)

@@ -151,6 +151,7 @@ class NodeDataset:
             wider than 8 bits, such as token ids.
         has_class_labels: Whether labels are integers, one for each row.
         has_token_labels: Whether they are integers, several for each row, of rows of whole numbers.
+        label_dtype: Type of the labels that `batch` gives: int64 or float32.
         label_shape: Shape of one label.
     """
 
@@ -186,6 +187,7 @@ class NodeDataset:
         whole = bool(np.issubdtype(labels.dtype, np.integer))
         self.has_class_labels = whole and labels.ndim == 1
         self.label_shape: tuple[int, ...] = labels.shape[1:]
+        self.label_dtype: np.dtype[Any] = np.dtype(np.int64 if whole else np.float32)
         self.sample_shape: tuple[int, ...] = views[0].shape[1:]
         stored = views[0].dtype
         self._is_scaled = stored == np.uint8
@@ -196,7 +198,7 @@ class NodeDataset:
         # Labels of token sequences are as large as the inputs: they stay where they are.
         if not self.has_token_labels:
             labels = labels if self._rows is None else labels[self._rows]
-            labels = labels.astype(np.int64 if whole else np.float32, copy=False)
+            labels = labels.astype(self.label_dtype, copy=False)
         self._labels: NDArray[Any] = labels
         facts = metadata_of(table.schema)
         self._mean = self._channels(source.mean, facts.get("mean"), "mean", 0.0)
@@ -213,7 +215,8 @@ class NodeDataset:
         if source.table is not None:
             return cls(source.table, source)
         assert source.uri is not None
-        return cls(read_table(source.uri, [source.input, source.label]), source)
+        # One column may be both, of a network that is to give back what it gets.
+        return cls(read_table(source.uri, sorted({source.input, source.label})), source)
 
     def __len__(self) -> int:
         return self._count
@@ -338,7 +341,7 @@ class NodeDataset:
                 f"data.{name}",
                 f"{stored if given is None else list(given)} does not fit {self._subject}, "
                 f"whose inputs have the shape {self.sample_shape}",
-                f"give 1 or {channels} {kind}",
+                f"give {' or '.join(sorted({'1', str(channels)}))} {kind}",
             )
         if (values == neutral).all():
             return None

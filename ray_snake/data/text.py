@@ -303,9 +303,11 @@ def tokenize_file(
         The table that was written.
 
     Raises:
-        DataError: If the source can't be used.
+        DataError: If the source can't be used, or is `out` itself.
         StorageError: If `out` can't be written.
     """
+    if source == out or ("://" not in source + out and _same_file(Path(source), Path(out))):
+        raise DataError(out, "is the file of text itself", "write the tokens to another file")
     if "://" not in source and Path(source).suffix == ".txt":
         table = pa.table({text: [_read_text(Path(source).expanduser())]})
     else:
@@ -341,6 +343,10 @@ def _filled(rows: Sequence[Sequence[int]], length: int, filling: int) -> Tokens:
     for number, row in enumerate(rows):
         found[number, : len(row)] = row
     return found
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    return one.expanduser().resolve() == other.expanduser().resolve()
 
 
 def _read_text(path: Path) -> str:

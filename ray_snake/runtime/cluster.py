@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,6 +27,8 @@ from ray_snake.runtime.warm import WarmProcess
 NODE_ID_LABEL = "ray.io/node-id"
 """The label with a machine's id, which Ray gives to each."""
 
+KNOCK_SECONDS = 5.0
+
 
 @contextlib.contextmanager
 def connected(address: str | None) -> Iterator[None]:
@@ -45,6 +48,10 @@ def connected(address: str | None) -> Iterator[None]:
     if address == "local":
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         quiet["include_dashboard"] = False
+    try:
+        knock(address)
+    except OSError as error:
+        raise _no_cluster(address, error) from None
     on_sigterm = signal.getsignal(signal.SIGTERM)
     warm = WarmProcess()
     try:
@@ -61,6 +68,23 @@ def connected(address: str | None) -> Iterator[None]:
     finally:
         ray.shutdown()
         warm.end()
+
+
+def knock(address: str) -> None:
+    """See whether anybody listens at `host:port`, with or without `ray://`; no other is looked at.
+
+    Ray tries for minutes, writes that to standard error, and can't be interrupted meanwhile.
+
+    Raises:
+        OSError: If nobody does.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and "/" not in host and port.isdigit():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), KNOCK_SECONDS).close()
+        except OverflowError as error:
+            # The port is none.
+            raise OSError(str(error)) from None
 
 
 def _no_cluster(address: str, error: Exception) -> ResourceError:

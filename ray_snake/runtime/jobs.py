@@ -13,6 +13,7 @@ from typing import Any
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from ray_snake.errors import ConfigError, ResourceError, RunError
+from ray_snake.runtime.cluster import knock
 
 POLL_SECONDS = 0.5
 STOP_SECONDS = 60.0
@@ -59,6 +60,7 @@ class Jobs:
     def __init__(self, address: str) -> None:
         self._address = address
         with self._answered():
+            knock(address)
             self._client = JobSubmissionClient(address)
 
     def submit(

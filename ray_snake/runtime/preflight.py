@@ -19,18 +19,28 @@ from ray_snake.runtime.recipe import Recipe
 from ray_snake.runtime.shard_checks import ShardFacts, check_shard, shard_facts
 
 if TYPE_CHECKING:
+    from ray_snake.engine.objective import TaskLoss
     from ray_snake.engine.stack import BlockStack
 
 Answer = TypeVar("Answer")
 
 
-def classes_for(stack: BlockStack, facts: ShardFacts, name: str) -> int | None:
+def classes_for(
+    stack: BlockStack, facts: ShardFacts, name: str, task: TaskLoss | None = None
+) -> int | None:
     """Return how many classes, or tokens, the network tells apart for such rows.
 
     None where labels are neither.
 
+    Args:
+        stack: The network without weights.
+        facts: What the rows are.
+        name: The file that they come from, for the message.
+        task: The loss that they are trained with; none: it is not looked at.
+
     Raises:
-        DataError: If the network can't take such rows, or gives no scores for such labels.
+        DataError: If the network can't take such rows, gives no scores for such labels, or the loss
+            can't compare the two.
     """
     from ray_snake.engine.fit import output_shape
 
@@ -54,7 +64,29 @@ def classes_for(stack: BlockStack, facts: ShardFacts, name: str) -> int | None:
             "has one label for each row, and the model scores each position",
             'set model.options.task to "sequence_classification", or name a column of tokens',
         )
+    if task is not None:
+        _try_loss(task, shape, facts, name)
     return shape[-1] if (facts.class_labels or facts.token_labels) and shape else None
+
+
+def _try_loss(task: TaskLoss, shape: tuple[int, ...], facts: ShardFacts, name: str) -> None:
+    import torch
+
+    kind = torch.int64 if facts.integer_labels else torch.float32
+    # One position tells as much as a whole text, whose scores may be large.
+    outputs, labels = ((1, shape[-1]), (1,)) if facts.token_labels else (shape, facts.label_shape)
+    try:
+        scores = torch.zeros((2, *outputs), requires_grad=True)
+        torch.autograd.backward(task(scores, torch.zeros((2, *labels), dtype=kind)))
+    except Exception as error:
+        # It may be the user's own, which raises anything.
+        raise DataError(
+            name,
+            f"labels ({str(kind).removeprefix('torch.')} of shape {facts.label_shape}) and the "
+            f"model's outputs (of shape {shape}) don't fit the loss, which says "
+            f"{' '.join(str(error).split())[:160]}",
+            "choose another loss.name, or name another column as data.label",
+        ) from None
 
 
 def check_model(recipe: Recipe, *, nodes: int) -> BlockStack:
@@ -92,17 +124,20 @@ def _refuse_cut_ties(stack: BlockStack, cut: int) -> None:
             )
 
 
-def check_shards(stack: BlockStack, sources: Sequence[ShardSource]) -> list[NodeSpec]:
+def check_shards(
+    stack: BlockStack, sources: Sequence[ShardSource], task: TaskLoss | None = None
+) -> list[NodeSpec]:
     """Check every node's shard against the network, here; return the nodes.
 
     Args:
         stack: The network without weights.
         sources: The nodes' shards.
+        task: The loss that they are trained with; none: it is not looked at.
 
     Raises:
         DataError: If a shard can't be used as it is.
     """
-    return check_nodes(functools.partial(classes_for, stack), sources, _here)
+    return check_nodes(functools.partial(classes_for, stack, task=task), sources, _here)
 
 
 def check_nodes(

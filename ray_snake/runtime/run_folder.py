@@ -133,7 +133,9 @@ class RunFolder:
             settings: dict[str, Any] = json.loads(self.storage.read(SETTINGS))
             if settings["format"] != FORMAT:
                 raise ValueError(f"format {settings['format']}")
-        except (ValueError, KeyError) as error:
+            if missing := {"settings", "nodes", "custom_model"} - settings.keys():
+                raise ValueError(f"without {min(missing)}")
+        except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"{SETTINGS} of {self.uri} can't be read ({error})",
                 "restore that file, or use the version of ray_snake that wrote it",
@@ -152,13 +154,15 @@ def choose_run(storage: Storage, stem: str, name: str | None, *, resume: bool) -
     """
     runs = [one for one in storage.folders() if storage.child(one).exists(SETTINGS)]
     if name is not None:
-        if resume and name not in runs:
+        # A name with a '/' lies deeper than the folders above.
+        is_run = storage.child(name).exists(SETTINGS)
+        if resume and not is_run:
             raise StorageError(
                 f"--name {name}",
                 f"there is no such run in {storage.uri}",
                 f"choose one of: {', '.join(runs)}" if runs else "leave --resume out to start it",
             )
-        if not resume and name in runs:
+        if not resume and is_run:
             raise StorageError(
                 f"--name {name}",
                 f"that run exists in {storage.uri}",

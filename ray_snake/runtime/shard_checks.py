@@ -22,6 +22,7 @@ class ShardFacts:
         class_labels: Whether labels are class numbers.
         token_labels: Whether they are the tokens that follow each position.
         label_shape: Shape of one label.
+        integer_labels: Whether labels are whole numbers, of whatever shape.
         largest: Largest input, where inputs are whole numbers; else 0.
         samples: Rows.
     """
@@ -31,6 +32,7 @@ class ShardFacts:
     class_labels: bool
     token_labels: bool
     label_shape: tuple[int, ...]
+    integer_labels: bool
     largest: int
     samples: int
 
@@ -48,6 +50,7 @@ def shard_facts(source: ShardSource) -> ShardFacts:
         class_labels=shard.has_class_labels,
         token_labels=shard.has_token_labels,
         label_shape=shard.label_shape,
+        integer_labels=shard.label_dtype.kind == "i",
         largest=shard.largest_input(),
         samples=len(shard),
     )
@@ -73,7 +76,7 @@ def check_joining(recipe: Recipe, source: ShardSource) -> NodeSpec:
     from ray_snake.runtime.preflight import check_nodes, check_settings, classes_for
 
     def classes(facts: ShardFacts, name: str) -> int | None:
-        return classes_for(recipe.skeleton(), facts, name)
+        return classes_for(recipe.skeleton(), facts, name, recipe.objective().task)
 
     (spec,) = check_nodes(
         classes, [source], lambda function, arguments: [function(*one) for one in arguments]

@@ -24,21 +24,35 @@ PANELS: tuple[tuple[str, Quantity], ...] = (
 )
 
 
-def plot(runs: Mapping[str, Simulation], path: Path) -> None:
-    """Draw runs by name into a picture file, whose form its ending gives.
-
-    With several heads a trip begins before the one before has ended; a trip's seconds are those
-    from the end of the one before to its own.
+def check_picture(path: Path) -> None:
+    """See that a picture can be drawn, before there is one.
 
     Raises:
-        ConfigError: If matplotlib is not installed.
+        ConfigError: If matplotlib is not installed, or draws no pictures of that ending.
     """
     try:
-        import matplotlib as mpl
+        from matplotlib.backend_bases import FigureCanvasBase
     except ImportError:
         raise ConfigError(
             "--plot", "needs matplotlib", "pip install 'ray-snake[plots]', or leave it out"
         ) from None
+    known = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix.lower().removeprefix(".") not in known:
+        raise ConfigError(
+            f"--plot {path}",
+            f"ends in {path.suffix!r}, which is no kind of picture",
+            f"let it end in one of: {', '.join(sorted(known))}",
+        )
+
+
+def plot(runs: Mapping[str, Simulation], path: Path) -> None:
+    """Draw runs by name into a picture file, whose form its ending gives; see `check_picture`.
+
+    With several heads a trip begins before the one before has ended; a trip's seconds are those
+    from the end of the one before to its own.
+    """
+    import matplotlib as mpl
+
     mpl.use("Agg")
     from matplotlib import pyplot as plt
     from matplotlib.ticker import MaxNLocator

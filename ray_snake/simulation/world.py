@@ -25,6 +25,10 @@ COLUMNS = {
     "online_until_seconds": "when it leaves",
 }
 """Columns that a trace may have, one row for each node."""
+LEAST = {"rows": 1.0, "bytes_per_second": 1.0}
+"""The least number of a column, where it is not 0."""
+ENDLESS = ("bytes_per_second", "online_until_seconds")
+"""Columns that may hold infinity: nothing limits it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,8 +139,6 @@ class World:
         }
         if "rows" in columns:
             columns["rows"] = columns["rows"].astype(np.int64)
-            if columns["rows"].min() < 1:
-                raise DataError(path, "has a node without rows", "leave that node out")
         return replace(self, **columns, **online)
 
     def presence(self, node: int) -> Iterator[tuple[float, float]]:
@@ -175,4 +177,17 @@ def read_trace(path: str) -> pa.Table:
         ) from None
     if any(column.null_count for column in table.columns):
         raise DataError(path, "lacks values", "fill every column of every row")
+    for name in table.column_names:
+        values, least = table[name].to_numpy(), LEAST.get(name, 0.0)
+        # NaN is not as large as anything.
+        wrong = ~(values >= least)
+        if name not in ENDLESS:
+            wrong |= np.isinf(values)
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            raise DataError(
+                path,
+                f"column {name!r} holds {values[row]:g} in row {row}",
+                f"use numbers from {least:g}",
+            )
     return table

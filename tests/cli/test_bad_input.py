@@ -1,11 +1,14 @@
 """Bad input ends before any work starts, with one line that says what is wrong and what to do."""
 
+import os
+import signal
 import socket
+import subprocess
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from workplaces import DIGITS, MODEL, SHORT
+from workplaces import COMMAND, DIGITS, MODEL, SHORT, TIMEOUT_SECONDS
 
 from ray_snake.config import SnakeConfig
 from ray_snake.data import make_table, write_shard
@@ -117,11 +120,15 @@ def with_nan():
             ("(3, 8, 8)", "don't fit the model", "'conv1'", "model.options"),
         ),
         (
+            lambda: pictures(labels=np.zeros(8, dtype=np.float32)),
+            ("labels (float32 of shape ())", "don't fit the loss", "choose another loss.name"),
+        ),
+        (
             lambda: pa.table({"input": ["a"], "label": [1]}),
             ("column 'input'", "string", "data.input"),
         ),
     ],
-    ids=["empty", "no labels", "unknown class", "NaN", "other shape", "text"],
+    ids=["empty", "no labels", "unknown class", "NaN", "other shape", "targets", "text"],
 )
 def test_a_shard_that_can_not_be_used(workplace, table, texts):
     write_shard(workplace.folder / "shard.arrow", table())
@@ -218,10 +225,44 @@ def test_resuming_with_other_settings(workplace):
         (["evaluate", "runs/x"], ("runs/x: holds no run", "give a run's folder")),
         (["export", "runs/x", "--out", "m.safetensors"], ("runs/x: holds no run", "give a run's")),
         (["export", "runs/x", "--out", "none/m"], ("--out none/m", "folder that exists")),
+        (["export", "runs/x", "--out", "/proc/m"], ("--out /proc/m: ", "name a new file")),
+        (
+            [
+                *("submit", "digits.toml", "--address", "http://127.0.0.1:9", "--storage", "/runs"),
+                *("--runtime-env", "bytes.yaml"),
+            ],
+            ("bytes.yaml: can't be read", "utf-8", "--runtime-env"),
+        ),
     ],
 )
 def test_a_command_that_is_written_wrong(workplace, arguments, texts):
+    workplace.write(DIGITS_CONFIG)
+    (workplace.folder / "bytes.yaml").write_bytes(b"\xff")
     assert_says(refusal(workplace, *arguments), *texts)
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("plan", "ray-snake: interrupted"),
+        ("train", "ray-snake: interrupted; the same command with --resume goes on"),
+    ],
+)
+def test_an_interrupted_command_says_whether_it_can_go_on(workplace, command, said):
+    settings = workplace.folder / "settings.toml"
+    os.mkfifo(settings)
+    process = subprocess.Popen(
+        [COMMAND, command, settings],
+        cwd=workplace.folder,
+        env=workplace.environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    # Opened once the command has it open too: it waits for what is written.
+    with settings.open("w"):
+        process.send_signal(signal.SIGINT)
+        _, text = process.communicate(timeout=TIMEOUT_SECONDS)
+    assert (process.returncode, text.strip()) == (130, said)
 
 
 def test_more_than_the_machine_has(workplace):

@@ -56,6 +56,10 @@ def test_nodes_pull_the_bases_that_no_file_holds():
         (("--trace", "none.csv"), "none.csv"),
         (("--like", "runs/none"), "runs/none"),
         (("--like", "runs/none", "--nodes", "3"), "--like: says all of the nodes"),
+        (("--link", "0"), "--link: leaves a node 0 bytes per second; use numbers above 0"),
+        (("--plot", "none/trips.png"), "--plot none/trips.png: is no new file in a folder that"),
+        (("--plot", "trips.xyz"), "--plot trips.xyz: ends in '.xyz', which is no kind of picture"),
+        (("--out", "none/trips.parquet"), "--out none/trips.parquet: is no new file in a folder"),
     ],
 )
 def test_what_can_not_be_simulated_is_refused_in_one_line(workplace, options, words):

@@ -316,3 +316,30 @@ def test_the_data_package_needs_neither_torch_nor_ray():
     )
 
     assert done.stdout.strip() == "imported", done.stderr
+
+
+@pytest.mark.parametrize("ending", ["arrow", "parquet"])
+def test_one_column_may_be_input_and_target(tmp_path, ending):
+    inputs = np.arange(6, dtype=np.float32).reshape(3, 2)
+    path = tmp_path / f"rows.{ending}"
+    table = make_table(inputs, np.arange(3))
+    if ending == "arrow":
+        write_shard(path, table)
+    else:
+        pq.write_table(table, path)
+    rows, targets = NodeDataset.open(ShardSource(uri=str(path), label="input")).batch(np.arange(3))
+    assert np.array_equal(rows, inputs)
+    assert np.array_equal(targets, inputs)
+
+
+def test_labels_alone_are_no_input(tmp_path):
+    path = tmp_path / "rows.arrow"
+    write_shard(path, make_table(np.zeros((3, 2), dtype=np.float32), np.arange(3)))
+    with pytest.raises(DataError, match=r"input column 'label' is int64"):
+        NodeDataset.open(ShardSource(uri=str(path), input="label"))
+
+
+def test_where_there_is_one_channel_one_number_is_asked_for():
+    one = make_table(np.zeros((3, 1, 2, 2), dtype=np.float32), np.arange(3))
+    with pytest.raises(DataError, match=r"data\.mean: .*; give 1 numbers"):
+        NodeDataset.open(ShardSource(table=one, mean=(0.5, 0.5)))

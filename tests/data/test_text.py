@@ -211,6 +211,15 @@ def test_a_column_without_text_is_refused(texts):
         tokenize_table(table, BYTES, length=4, layout="padded")
 
 
+@pytest.mark.parametrize("out", ["book.txt", "../{folder}/book.txt"])
+def test_the_text_is_not_replaced_by_its_tokens(tmp_path, monkeypatch, out):
+    (tmp_path / "book.txt").write_text("to be or not to be")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="is the file of text itself; write the tokens to another"):
+        tokenize_file("book.txt", out.format(folder=tmp_path.name), BYTES, length=4)
+    assert (tmp_path / "book.txt").read_text() == "to be or not to be"
+
+
 def test_a_tokenizer_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(DataError, match="can't be loaded"):
         load_tokenizer(str(tmp_path))

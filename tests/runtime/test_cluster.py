@@ -1,8 +1,14 @@
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
+
+import pytest
+
+from ray_snake.errors import ResourceError
+from ray_snake.runtime.cluster import connected
 
 EMBEDDED = """
 import json, os
@@ -104,3 +110,14 @@ def test_workers_of_an_embedded_cluster_are_forked_or_else_begin_as_ray_has_it()
     # The warm process was killed: nothing hangs, and workers import for themselves.
     assert third["of"] == "raylet"
     assert not third["torch"]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "127.0.0.1:99999"])
+def test_an_address_where_nobody_listens_is_refused_at_once(capfd, address):
+    with socket.socket() as closed:
+        # Taken, so that nobody else listens there.
+        closed.bind(("127.0.0.1", 0))
+        address = address.format(closed.getsockname()[1])
+        with pytest.raises(ResourceError, match="no Ray cluster answers there"), connected(address):
+            pass
+    assert capfd.readouterr().err == ""

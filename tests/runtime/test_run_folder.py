@@ -43,6 +43,14 @@ def test_a_named_run_is_new_or_resumed(storage):
     assert chosen(storage, "mine", resume=True) == "mine"
 
 
+def test_a_name_may_lead_into_a_folder(storage):
+    assert chosen(storage, "mine/first") == "mine/first"
+    runs(storage, "mine/first")
+    assert chosen(storage, "mine/first", resume=True) == "mine/first"
+    with pytest.raises(StorageError, match=r"--name mine/first: that run exists"):
+        chosen(storage, "mine/first")
+
+
 def test_choosing_makes_no_files(storage, tmp_path):
     chosen(storage)
     assert list(tmp_path.iterdir()) == []
@@ -79,7 +87,9 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
         RunFolder.open(str(tmp_path))
 
 
-@pytest.mark.parametrize("content", [b"{", b"{}", b'{"format": 99}'])
+@pytest.mark.parametrize(
+    "content", [b"{", b"{}", b"[]", b"\xff", b'{"format": 99}', b'{"format": 1, "settings": {}}']
+)
 def test_damaged_settings_are_named(storage, content):
     storage.write("run.json", content)
     with pytest.raises(CheckpointError, match=r"run\.json of .* can't be read"):

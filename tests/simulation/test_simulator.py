@@ -253,7 +253,10 @@ def test_a_trace_gives_each_node_its_own(tmp_path):
         ({"pace": [1.0, 2.0]}, "2 rows for 3 nodes"),
         ({"speed": [1.0, 2.0, 3.0]}, "'speed'"),
         ({"pace": [1.0, None, 3.0], "rows": [1, 2, 3]}, "lacks values"),
-        ({"rows": [1, 0, 3]}, "without rows"),
+        ({"pace": [1.0, -1.0, 3.0]}, "'pace' holds -1 in row 1; use numbers from 0"),
+        ({"latency_seconds": [float("inf"), 0.0, 0.0]}, "'latency_seconds' holds inf in row 0"),
+        ({"rows": [1, 0, 3]}, "'rows' holds 0 in row 1; use numbers from 1"),
+        ({"bytes_per_second": [0.0, 1e6, 1e6]}, "'bytes_per_second' holds 0 in row 0"),
     ],
 )
 def test_a_trace_that_does_not_fit_is_refused(tmp_path, columns, words):

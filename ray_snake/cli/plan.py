@@ -37,7 +37,7 @@ def plan(config: Path, settings: tuple[str, ...], shown_trips: int) -> None:
     recipe = Recipe(config=loaded)
     sources = node_sources(loaded, None)
     stack = check_model(recipe, nodes=len(sources))
-    task = recipe.objective().task
+    task = recipe.named_task()
     nodes = check_shards(stack, sources, task)
     if (judged := evaluation_source(loaded)) is not None:
         check_shards(stack, [judged], task)

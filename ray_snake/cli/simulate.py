@@ -154,7 +154,7 @@ def _world(
     stack = check_model(recipe, nodes=len(sources))
     # Rows of all, where they are the nodes'; else the first shard tells what a row is.
     looked_at = sources if "rows" not in given else sources[:1]
-    specs = check_shards(stack, looked_at, recipe.objective().task)
+    specs = check_shards(stack, looked_at, recipe.named_task())
     rows = np.array([one.samples for one in specs])
     if like is not None:
         if nodes is not None or given:

@@ -67,7 +67,7 @@ def tune(
     recipe = Recipe(config=loaded)
     stack = check_model(recipe, nodes=len(sources))
     looked_at = [sources[0], *([] if judged is None else [judged])]
-    check_shards(stack, looked_at, recipe.objective().task)
+    check_shards(stack, looked_at, recipe.named_task())
     folder = Storage(
         storage or loaded.storage.uri, timeout_seconds=loaded.storage.timeout_seconds
     ).child(name or config.stem)

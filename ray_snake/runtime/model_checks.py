@@ -74,7 +74,7 @@ class ChecksHere:
         """See `ModelChecks`."""
         from ray_snake.runtime.preflight import classes_for
 
-        return classes_for(self._skeleton(), facts, name, self._recipe.objective().task)
+        return classes_for(self._skeleton(), facts, name, self._recipe.named_task())
 
     def look(
         self, function: Callable[..., Any], source: int | ShardSource, *arguments: object

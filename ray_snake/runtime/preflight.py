@@ -79,7 +79,7 @@ def _try_loss(task: TaskLoss, shape: tuple[int, ...], facts: ShardFacts, name: s
         scores = torch.zeros((2, *outputs), requires_grad=True)
         torch.autograd.backward(task(scores, torch.zeros((2, *labels), dtype=kind)))
     except Exception as error:
-        # It may be the user's own, which raises anything.
+        # It may be one that a user has registered, which raises anything.
         raise DataError(
             name,
             f"labels ({str(kind).removeprefix('torch.')} of shape {facts.label_shape}) and the "

@@ -111,6 +111,13 @@ class Recipe:
             yield stack.part(part)
             stack.unload(block)
 
+    def named_task(self) -> TaskLoss | None:
+        """Return the loss that the settings name; none where it is a user's own.
+
+        To be tried before a run starts: a function that was passed may count its calls.
+        """
+        return self.objective().task if self.loss is None else None
+
     def objective(self, label_counts: object = None) -> Objective:
         """Return the loss of a visit, adjusted for a node's label counts (classes,) if given."""
         import torch

@@ -76,7 +76,7 @@ def check_joining(recipe: Recipe, source: ShardSource) -> NodeSpec:
     from ray_snake.runtime.preflight import check_nodes, check_settings, classes_for
 
     def classes(facts: ShardFacts, name: str) -> int | None:
-        return classes_for(recipe.skeleton(), facts, name, recipe.objective().task)
+        return classes_for(recipe.skeleton(), facts, name, recipe.named_task())
 
     (spec,) = check_nodes(
         classes, [source], lambda function, arguments: [function(*one) for one in arguments]

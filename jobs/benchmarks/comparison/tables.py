@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 Row = Mapping[str, Any]
+LINE_STYLES = ("-", "--", ":")
 BUDGETS = ("bytes", "samples", "serial_steps")
 
 
@@ -92,18 +94,22 @@ def plot(rows: Sequence[Row], file: Path, *, title: str) -> None:
     from matplotlib import pyplot as plt
 
     axes_of = {"samples": "samples seen", "bytes": "bytes moved", "serial_steps": "serial steps"}
-    figure, axes = plt.subplots(1, 3, figsize=(15, 5), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(18, 5.5), sharey=True, layout="constrained")
     names = list(dict.fromkeys(row["strategy"] for row in rows))
-    colours = dict(zip(names, plt.get_cmap("tab20").colors, strict=False))
+    # A second round of colours is dashed, a third one dotted.
+    every = cycle(product(LINE_STYLES, plt.get_cmap("tab20").colors))
+    looks = dict(zip(names, every, strict=False))
     for axis, (key, label) in zip(axes, axes_of.items(), strict=True):
         for name in names:
             first = next(row for row in rows if row["strategy"] == name)
+            style, colour = looks[name]
             if first["curve"] and max(_totals(first, key)) > 0:
                 axis.plot(
                     [point[key] for point in first["curve"]],
                     [point["accuracy"] for point in first["curve"]],
                     label=name,
-                    color=colours[name],
+                    color=colour,
+                    linestyle=style,
                     linewidth=1.2,
                 )
         axis.set_xlabel(label)
@@ -112,7 +118,7 @@ def plot(rows: Sequence[Row], file: Path, *, title: str) -> None:
             axis.set_xscale("log")
     axes[0].set_ylabel("accuracy on watched test rows")
     figure.suptitle(f"CIFAR-10, {title}")
-    axes[0].legend(fontsize="x-small", ncols=2)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right", fontsize="x-small")
     figure.savefig(file, dpi=120)
     plt.close(figure)
 

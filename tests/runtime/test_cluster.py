@@ -7,9 +7,6 @@ import tempfile
 
 import pytest
 
-from ray_snake.errors import ResourceError
-from ray_snake.runtime.cluster import connected
-
 EMBEDDED = """
 import json, os
 from pathlib import Path
@@ -112,12 +109,32 @@ def test_workers_of_an_embedded_cluster_are_forked_or_else_begin_as_ray_has_it()
     assert not third["torch"]
 
 
+REFUSED = """
+import sys
+from ray_snake.errors import ResourceError
+from ray_snake.runtime.cluster import connected
+
+try:
+    with connected(sys.argv[1]):
+        pass
+except ResourceError as error:
+    print(error)
+"""
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "127.0.0.1:99999"])
-def test_an_address_where_nobody_listens_is_refused_at_once(capfd, address):
+def test_an_address_where_nobody_listens_is_refused_at_once(address):
+    """In a process of its own: one that has joined a cluster stays with it."""
     with socket.socket() as closed:
         # Taken, so that nobody else listens there.
         closed.bind(("127.0.0.1", 0))
         address = address.format(closed.getsockname()[1])
-        with pytest.raises(ResourceError, match="no Ray cluster answers there"), connected(address):
-            pass
-    assert capfd.readouterr().err == ""
+        done = subprocess.run(
+            [sys.executable, "-c", REFUSED, address],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+    assert "no Ray cluster answers there" in done.stdout
+    assert done.stderr == ""

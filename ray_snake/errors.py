@@ -8,6 +8,14 @@ they travel between Ray processes.
 
 from __future__ import annotations
 
+MOST_OF_A_MESSAGE = 300
+
+
+def first_line(error: BaseException) -> str:
+    """Return the beginning of another's message, or else the type of the error."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:MOST_OF_A_MESSAGE]
+
 
 class SnakeError(Exception):
     """Base of all errors of ray_snake; `str(error)` is one line for the user."""

@@ -28,7 +28,7 @@ _COMMANDS = (
     "train",
     "tune",
 )
-_RESUMABLE = (["train"], ["tune"])
+_RESUMABLE = {"train", "tune"}
 
 
 class _Commands(click.Group):
@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         command = (sys.argv[1:] if arguments is None else arguments)[:1]
-        then = "; the same command with --resume goes on" if command in _RESUMABLE else ""
+        then = "; the same command with --resume goes on" if _RESUMABLE & {*command} else ""
         click.echo(f"ray-snake: interrupted{then}", err=True)
         sys.exit(INTERRUPTED)
 

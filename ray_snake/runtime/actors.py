@@ -12,9 +12,9 @@ import ray
 from ray.exceptions import RayTaskError
 
 from ray_snake.data import ShardSource
-from ray_snake.errors import SnakeError
+from ray_snake.errors import SnakeError, first_line
 from ray_snake.layers.state import Array, BlockDelta, LayerState
-from ray_snake.runtime.answers import NO_OBJECT, cause_of, first_line, visit_failure
+from ray_snake.runtime.answers import NO_OBJECT, cause_of, visit_failure
 from ray_snake.runtime.handles import BlocksLostError
 from ray_snake.runtime.journal import BlockRecord
 from ray_snake.runtime.messages import (

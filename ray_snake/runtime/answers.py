@@ -16,22 +16,21 @@ from ray.exceptions import (
     TaskCancelledError,
 )
 
-from ray_snake.errors import NodeFailedError, SnakeError, VisitFailedError
+from ray_snake.errors import (
+    MOST_OF_A_MESSAGE,
+    NodeFailedError,
+    SnakeError,
+    VisitFailedError,
+    first_line,
+)
 from ray_snake.runtime.handles import BlocksLostError, ProcessLostError
 
 DEAD = (RayActorError, OutOfMemoryError)
 """What Ray says of an actor that died; the second where its memory monitor ended it."""
 NO_OBJECT = (*DEAD, ObjectLostError, GetTimeoutError)
 """What it says, within a process, of an object that can't be had: its maker or holder died."""
-MOST_OF_A_MESSAGE = 300
 
 Answer = TypeVar("Answer")
-
-
-def first_line(error: BaseException) -> str:
-    """Return the beginning of an error's message, or else its type."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:MOST_OF_A_MESSAGE] if lines else type(error).__name__
 
 
 def visit_failure(who: str, error: BaseException) -> VisitFailedError:
@@ -64,7 +63,8 @@ async def answer_of(call: Awaitable[Answer], who: str, seconds: float | None = N
         if error.actor_init_failed:
             # It would fail again: mostly a function that the process can't import.
             raise NodeFailedError(
-                f"{who} could not be set up ({str(error).strip().splitlines()[-1][:300]})",
+                f"{who} could not be set up "
+                f"({str(error).strip().splitlines()[-1][:MOST_OF_A_MESSAGE]})",
                 "define model and loss in the main program, or in a package that is installed "
                 "on every machine",
             ) from None

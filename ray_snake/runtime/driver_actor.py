@@ -13,10 +13,9 @@ from ray.util.placement_group import PlacementGroup
 
 from ray_snake.config import SnakeConfig
 from ray_snake.data import ShardSource
-from ray_snake.errors import ResourceError
+from ray_snake.errors import ResourceError, first_line
 from ray_snake.planning.strategy import Strategy
 from ray_snake.runtime.actors import AnyActor, AnyRef
-from ray_snake.runtime.answers import first_line
 from ray_snake.runtime.cluster import check_resources, error_of, has_room, on_cluster
 from ray_snake.runtime.crew import Crew
 from ray_snake.runtime.driver import Driver

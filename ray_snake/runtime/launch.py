@@ -174,10 +174,10 @@ class RayNode:
     async def progress(self) -> tuple[int, int, float] | None:
         """Ask how far the visit is; a late answer is no answer."""
         try:
-            answer: tuple[int, int, float] = await asyncio.wait_for(
-                answer_of(self._actor.progress.remote(), self._name), CONTROL_TIMEOUT_SECONDS
+            answer: tuple[int, int, float] = await answer_of(
+                self._actor.progress.remote(), self._name, CONTROL_TIMEOUT_SECONDS
             )
-        except (asyncio.TimeoutError, ProcessLostError):
+        except ProcessLostError:
             return None
         return answer
 

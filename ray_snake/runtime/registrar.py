@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from ray_snake.config import DataConfig
 from ray_snake.data import ShardSource
-from ray_snake.errors import ConfigError, RunError, SnakeError
+from ray_snake.errors import ConfigError, RunError, SnakeError, first_line
 from ray_snake.planning.strategy import Strategy
 from ray_snake.runtime.crew import Crew, joining, spec_of
 from ray_snake.runtime.events import Event, NodeJoined, NodeLeft
@@ -28,7 +28,6 @@ from ray_snake.runtime.supply import Supply
 
 LOOK_SECONDS = 2.0
 """How long a request may lie before the driver knows of it."""
-MOST_OF_A_MESSAGE = 300
 
 Examine = Callable[[ShardSource], Awaitable[NodeSpec]]
 """Looks at a shard where its node may live; raises SnakeError where it can't be used."""
@@ -106,8 +105,10 @@ class Registrar:
             await self._answer(key, Answer.refusal(error))
         except Exception as error:
             # A cluster that can't be asked raises anything; visits go on all the same.
-            text = " ".join(f"{type(error).__name__}: {error}".split())[:MOST_OF_A_MESSAGE]
-            failure = RunError(f"could not be seen to ({text})", "look into it, then ask again")
+            failure = RunError(
+                f"could not be seen to ({type(error).__name__}: {first_line(error)})",
+                "look into it, then ask again",
+            )
             await self._answer(key, Answer.refusal(failure))
 
     async def _recruit(self, key: str, request: AddRequest, strategy: Strategy) -> Recruit:

@@ -23,7 +23,7 @@ from ray.tune.search import Searcher
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from ray_snake.config import SnakeConfig
-from ray_snake.errors import ConfigError, RunError, StorageError
+from ray_snake.errors import ConfigError, RunError, StorageError, first_line
 from ray_snake.storage import Storage
 from ray_snake.tune.space import applied, domains
 from ray_snake.tune.trial import make_trainable, trial_run, tune_resources
@@ -268,8 +268,7 @@ def _reason(trial: TuneTrial) -> str:
     """Return in a line what ended a trial; empty if nothing did."""
     error = trial.get_error()
     cause = getattr(error, "cause", None) or error
-    lines = str(cause or "").strip().splitlines()
-    return lines[0][:300] if lines else ""
+    return first_line(cause) if cause else ""
 
 
 def _search(name: str, seed: int) -> Searcher | BasicVariantGenerator:

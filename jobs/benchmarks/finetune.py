@@ -39,6 +39,7 @@ Row = dict[str, Any]
 @click.command(cls=Benchmark)
 @click.option("--task", type=click.Choice(list(RATES)), required=True)
 @click.option("--seeds", default=3, show_default=True, help="Seeds 1 to this.")
+@click.option("--seed", "own_seeds", multiple=True, type=int, help="A seed, in place of those.")
 @click.option("--way", "chosen", multiple=True, type=click.Choice(list(WAYS)), help="Default: all.")
 @click.option("--config", "file", help="Default: jobs/configs/smollm2_TASK.toml.")
 @click.option("--set", "changes", multiple=True, help="A setting of it, section.key=value.")
@@ -53,6 +54,7 @@ Row = dict[str, Any]
 def main(
     task: str,
     seeds: int,
+    own_seeds: tuple[int, ...],
     chosen: tuple[str, ...],
     file: str | None,
     changes: tuple[str, ...],
@@ -81,7 +83,7 @@ def main(
     elif finished:
         rows = table.finished()
     else:
-        rows = table.trained(ways, range(1, seeds + 1))
+        rows = table.trained(ways, own_seeds or range(1, seeds + 1))
     if results is not None:
         write_results(rows, Path(results), made_by=made_by(), task=task)
     if as_json:
@@ -120,7 +122,7 @@ class FineTuning:
         self._rate = rate
         self._known = {(row["way"], row["seed"], row["config_hash"]): row for row in known}
         # Of the code that is loaded now, whatever the folder has when a cell is done.
-        self._origin = {"commit": commit(), "machine": machine()}
+        self._commit = commit()
 
     def trained(self, ways: Sequence[Way], seeds: Sequence[int]) -> list[Row]:
         """Return the rows of all ways with all seeds; the first seed's are trained first."""
@@ -161,7 +163,11 @@ class FineTuning:
             row = {"way": way.name, "task": self._task} | train(
                 way, config, rows, most=self._judged
             )
-            row |= {"predicted_peak_bytes": predicted_peak(way, config, rows)} | self._origin
+            row |= {
+                "predicted_peak_bytes": predicted_peak(way, config, rows),
+                "commit": self._commit,
+                "machine": machine(),
+            }
             file.parent.mkdir(parents=True, exist_ok=True)
             scratch = file.with_suffix(".part")
             scratch.write_text(json.dumps(row), encoding="utf-8")

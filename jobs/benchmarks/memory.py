@@ -1,7 +1,8 @@
 """Memory of fine-tuning a language model in full, with LoRA, and as a snake's node; and its steps.
 
-A model of SmolLM2-135M's shape with random weights. Every way trains the same rows with AdamW, in
-the same parts of a batch, in a process of its own, from weights in memory-mapped files:
+A model of SmolLM2-135M's shape, or another `--shape`, with random weights. Every way trains the
+same rows with AdamW, in the same parts of a batch, in a process of its own, from weights in
+memory-mapped files:
 
 - `full`: all blocks. `lora`: adapters on all linear layers of all layers.
 - `snake_resident`, `snake_stream`: a node's visit to one layer; the dearer of the first and the
@@ -9,13 +10,17 @@ the same parts of a batch, in a process of its own, from weights in memory-mappe
 - `*_over_*`: of peak bytes. They are the peak of what torch allocates, so the process's own: what
   a way keeps of frozen weights counts, files do not. `process_peak_bytes` and
   `process_private_bytes` are of the whole process, with and without its files.
+- With `--device cuda` the peak is that of the GPU's memory. A way whose weights, gradients and
+  averages alone are more than the GPU has is not gone, and has no peak.
+- `seconds`: of each way's second time.
 - `predicted_over_measured`: what `ray-snake plan` says over the peak; of all ways the one that is
   furthest from 1.
-- `cached_step_over_full_step`: CPU time of a step of forward and backward pass and optimizer on
-  kept outputs of the prefix, over a step of the whole network; mean over all spans, of VGG-11 and
-  of the language model the larger one.
+- `cached_step_over_full_step`: time (on the CPU its own) of a step of forward and backward pass and
+  optimizer on kept outputs of the prefix, over a step of the whole network; mean over all spans,
+  of VGG-11 and of the language model the larger one.
 
     python jobs/benchmarks/memory.py --json
+    python jobs/benchmarks/memory.py --shape opt-1.3b --device cuda --precision bf16 --json
 """
 
 from __future__ import annotations
@@ -36,17 +41,18 @@ import torch
 from command import Benchmark
 from forked import forked
 from memory_ways import (
+    WAYS,
     Shape,
     Tokens,
     block_costs,
     measured,
     predicted,
-    ways,
     write_weights,
 )
 from torch import Tensor
 
 from ray_snake.config import TrainingConfig
+from ray_snake.engine.device import compute_repeatably
 from ray_snake.engine.objective import cross_entropy
 from ray_snake.engine.stack import BlockStack
 from ray_snake.engine.trained import TrainedBlocks
@@ -54,39 +60,90 @@ from ray_snake.models.registry import build_model
 
 MIB = 2**20
 SECTIONS = ("memory", "steps")
-TINY = {
-    "builder": "decoder",
-    "layers": 4,
-    "width": 64,
-    "heads": 4,
-    "key_value_heads": 4,
-    "hidden": 192,
-    "vocabulary": 512,
-    "sequence": 16,
-    "batch": 2,
+SHAPES: dict[str, dict[str, Any]] = {
+    # https://huggingface.co/HuggingFaceTB/SmolLM2-135M
+    "smollm2-135m": {
+        "layers": 30,
+        "width": 576,
+        "heads": 9,
+        "key_value_heads": 3,
+        "hidden": 1536,
+        "vocabulary": 49_152,
+    },
+    # Zhang et al. (2022), arXiv:2205.01068, table 1.
+    "opt-1.3b": {
+        "family": "opt",
+        "layers": 24,
+        "width": 2048,
+        "heads": 32,
+        "key_value_heads": 32,
+        "hidden": 8192,
+        "vocabulary": 50_272,
+    },
+    # Grattafiori et al. (2024), arXiv:2407.21783, table 3.
+    "llama-3-8b": {
+        "tied": False,
+        "layers": 32,
+        "width": 4096,
+        "heads": 32,
+        "key_value_heads": 8,
+        "hidden": 14_336,
+        "vocabulary": 128_256,
+    },
+    # A decoder that is trained in a second.
+    "tiny": {
+        "builder": "decoder",
+        "layers": 4,
+        "width": 64,
+        "heads": 4,
+        "key_value_heads": 4,
+        "hidden": 192,
+        "vocabulary": 512,
+        "sequence": 16,
+    },
 }
 
 
+def _take_shape(context: click.Context, option: click.Parameter, name: str) -> str:
+    """Let a shape's sizes be the defaults of other options."""
+    del option
+    context.default_map = SHAPES[name]
+    return name
+
+
 @click.command(cls=Benchmark)
+@click.option(
+    "--shape",
+    "name",
+    type=click.Choice(list(SHAPES)),
+    default="smollm2-135m",
+    show_default=True,
+    is_eager=True,
+    callback=_take_shape,
+    help="Whose sizes the next ones are by default.",
+)
 @click.option("--builder", default="huggingface", show_default=True, help="Or decoder.")
-@click.option("--layers", default=30, show_default=True)
-@click.option("--width", default=576, show_default=True)
-@click.option("--heads", default=9, show_default=True)
-@click.option("--key-value-heads", default=3, show_default=True)
-@click.option("--hidden", default=1536, show_default=True)
-@click.option("--vocabulary", default=49_152, show_default=True)
+@click.option("--family", default="llama", show_default=True, help="Or opt.")
+@click.option("--tied/--own-head", default=True, help="Whether the head is the embedding's.")
+@click.option("--layers", type=int, required=True)
+@click.option("--width", type=int, required=True)
+@click.option("--heads", type=int, required=True)
+@click.option("--key-value-heads", type=int, required=True)
+@click.option("--hidden", type=int, required=True)
+@click.option("--vocabulary", type=int, required=True)
 @click.option("--sequence", default=128, show_default=True, help="Tokens of a row.")
 @click.option("--batch", default=2, show_default=True, help="Rows of a step.")
 @click.option("--micro-batch", default=1, show_default=True, help="Rows at once.")
 @click.option("--frozen-dtype", default="bfloat16", show_default=True, help="Or float32.")
 @click.option("--rank", default=8, show_default=True, help="Of LoRA's adapters.")
-@click.option("--tiny", is_flag=True, help="A decoder that is trained in a second, in its place.")
+@click.option("--precision", default="fp32", show_default=True, help="Or bf16.")
+@click.option("--device", default="cpu", show_default=True, help="Or cuda.")
 @click.option("--only", type=click.Choice(SECTIONS), multiple=True, help="Leave out the others.")
 @click.option("--repeats", default=2, show_default=True, help="Timed steps; the fastest counts.")
 @click.option("--threads", default=1, show_default=True, help="CPU threads.")
 @click.option("--json", "as_json", is_flag=True)
 def main(
-    tiny: bool,
+    name: str,
     only: tuple[str, ...],
     repeats: int,
     threads: int,
@@ -94,13 +151,13 @@ def main(
     **options: Any,  # noqa: ANN401 - the fields of a shape
 ) -> None:
     """Measure what each way takes, and what was predicted."""
-    shape = Shape(**{**options, **(TINY if tiny else {})})
+    shape = Shape(**options)
     chosen = only or SECTIONS
-    figures: dict[str, Any] = {"shape": asdict(shape)}
+    figures: dict[str, Any] = {"name": name, "shape": asdict(shape)}
     if "memory" in chosen:
         figures |= _memory_figures(shape, threads)
     if "steps" in chosen:
-        figures |= _step_figures(shape, repeats, threads, pictures=4 if tiny else 32)
+        figures |= _step_figures(shape, repeats, threads, pictures=4 if name == "tiny" else 32)
     if as_json:
         click.echo(json.dumps(figures))
         return
@@ -109,20 +166,24 @@ def main(
 
 
 def _memory_figures(shape: Shape, threads: int) -> dict[str, Any]:
+    costs = forked(block_costs, shape)
+    room = forked(_room, shape)
+    expected = {way: predicted(shape, costs, way) for way in WAYS}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         forked(write_weights, shape, folder)
-        found = {way: forked(measure, shape, folder, way, threads) for way in ways(shape, folder)}
-    costs = forked(block_costs, shape)
+        found = {
+            way: forked(measure, shape, folder, way, threads)
+            for way in WAYS
+            if (expected[way] or 0) <= room
+        }
     peaks = {way: one["peak_bytes"] for way, one in found.items()}
+    ratios = {way: one / peaks[way] for way, one in expected.items() if one and way in peaks}
+    # What was too large to be tried is as large as predicted.
+    peaks = {**{way: one for way, one in expected.items() if one is not None}, **peaks}
     for residency in ("resident", "stream"):
         own = [f"snake_{residency}_{place}" for place in ("first", "last")]
         peaks[f"snake_{residency}"] = max(peaks[one] for one in own)
-    ratios = {
-        way: predicted_bytes / peaks[way]
-        for way in found
-        if (predicted_bytes := predicted(shape, costs, way)) is not None
-    }
     stream = peaks["snake_stream"]
     return {
         "full_over_snake_stream": round(peaks["full"] / stream, 2),
@@ -134,29 +195,42 @@ def _memory_figures(shape: Shape, threads: int) -> dict[str, Any]:
         ),
         "predicted_over_measured": round(_furthest(ratios.values()), 3),
         "predicted_over_measured_by_way": {way: round(one, 3) for way, one in ratios.items()},
+        "predicted_only": [way for way in WAYS if way not in found],
         "peak_mib": {way: round(one / MIB, 1) for way, one in peaks.items()},
-        "process_peak_mib": {
-            way: round(one["process_peak_bytes"] / MIB, 1) for way, one in found.items()
+        **{
+            f"process_{kind}_mib": {
+                way: round(one[f"process_{kind}_bytes"] / MIB, 1) for way, one in found.items()
+            }
+            for kind in ("peak", "private")
         },
-        "process_private_mib": {
-            way: round(one["process_private_bytes"] / MIB, 1) for way, one in found.items()
-        },
+        "seconds": {way: round(one["seconds"], 2) for way, one in found.items()},
     }
+
+
+def _room(shape: Shape) -> float:
+    """Return the bytes that there are to train in."""
+    if shape.device != "cuda":
+        return math.inf
+    return float(torch.cuda.mem_get_info()[0])
 
 
 def _furthest(ratios: Iterable[float]) -> float:
     return max(ratios, key=lambda one: abs(math.log(one)))
 
 
-def measure(shape: Shape, folder: Path, way: str, threads: int) -> dict[str, int]:
+def measure(shape: Shape, folder: Path, way: str, threads: int) -> dict[str, float]:
     """Go a way twice: once for the process's memory, once for what torch allocates."""
     torch.set_num_threads(threads)
+    if shape.device == "cuda":
+        compute_repeatably()
     with PrivateMemory() as private:
-        ways(shape, folder)[way]()
+        WAYS[way](shape, folder)
+    started = time.perf_counter()
     return {
         "process_peak_bytes": _status("VmHWM"),
         "process_private_bytes": private.peak_bytes,
         "peak_bytes": measured(shape, folder, way),
+        "seconds": time.perf_counter() - started,
     }
 
 
@@ -193,6 +267,7 @@ def _status(name: str) -> int:
 def _step_figures(shape: Shape, repeats: int, threads: int, *, pictures: int) -> dict[str, Any]:
     torch.set_num_threads(threads)
     torch.manual_seed(0)
+    device = torch.device(shape.device)
     tokens, following = Tokens(shape).batch(np.arange(shape.micro_batch))
     networks = {
         "vgg11": (
@@ -204,7 +279,9 @@ def _step_figures(shape: Shape, repeats: int, threads: int, *, pictures: int) ->
     }
     figures: dict[str, Any] = {}
     for name, (build, inputs, targets) in networks.items():
-        ratios = _span_ratios(BlockStack.build(build), inputs, targets, repeats)
+        stack = BlockStack.build(build).to(device)
+        stack.move_constants(device)
+        ratios = _span_ratios(stack, inputs.to(device), targets.to(device), repeats)
         figures[f"cached_step_over_full_step_{name}"] = round(sum(ratios) / len(ratios), 3)
         figures[f"cached_step_over_full_step_{name}_by_span"] = [round(one, 3) for one in ratios]
     worst = max(figures[f"cached_step_over_full_step_{name}"] for name in networks)
@@ -237,7 +314,7 @@ def _stepper(
         training=TrainingConfig(optimizer="adamw", weight_decay=0.0),
         learning_rate=1e-6,
         keeps_arrived=False,
-        device=torch.device("cpu"),
+        device=features.device,
     )
     stack.freeze_all_but(trained)
 
@@ -248,11 +325,20 @@ def _stepper(
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    """Return the CPU seconds of a second time: the first one makes what is kept."""
+    """Return the seconds of a second time, of the CPU's time: the first one makes what is kept."""
+    clock = time.perf_counter if torch.cuda.is_initialized() else time.process_time
     work()
-    started = time.process_time()
+    _wait()
+    started = clock()
     work()
-    return time.process_time() - started
+    _wait()
+    return clock() - started
+
+
+def _wait() -> None:
+    """Wait for what a GPU still has to do."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

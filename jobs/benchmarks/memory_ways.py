@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,12 +17,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ray_snake.config import LossConfig, TrainingConfig
+from ray_snake.engine.device import computing, repeatably
 from ray_snake.engine.memory import peak_bytes
 from ray_snake.engine.objective import Objective, cross_entropy
 from ray_snake.engine.optimizer import make_optimizer
 from ray_snake.engine.profile import profile_blocks
 from ray_snake.engine.recompute import run_again
-from ray_snake.engine.residency import DTYPES
+from ray_snake.engine.residency import DTYPES, brings_in
 from ray_snake.engine.stack import BlockStack
 from ray_snake.engine.visit import train_visit
 from ray_snake.layers.tensors import from_array
@@ -38,25 +39,31 @@ STEPS = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """A language model of Llama's kind with random weights, and the rows that it trains on.
+    """A language model with random weights, and the rows that it trains on.
 
     Attributes:
         builder: `huggingface`, which needs transformers; or `decoder`, whose key-value heads are as
             many as its heads.
+        family: `llama` or `opt`, with transformers.
+        tied: Whether the head is tied to the embedding.
         layers: Number of layers.
         width: Features of a token.
         heads: Attention heads.
         key_value_heads: Heads of keys and values.
         hidden: Width of the feed-forward networks.
-        vocabulary: Number of tokens; the head is tied to their embedding.
+        vocabulary: Number of tokens.
         sequence: Tokens of a row.
         batch: Rows of a step.
         micro_batch: Rows that go through the network at once, whatever the way.
         frozen_dtype: Of frozen weights, whatever the way.
+        precision: Of forward and backward passes: `fp32`, or `bf16` by autocast.
         rank: Of LoRA's adapters.
+        device: Where everything computes: `cpu` or `cuda`.
     """
 
     builder: str
+    family: str
+    tied: bool
     layers: int
     width: int
     heads: int
@@ -67,7 +74,9 @@ class Shape:
     batch: int
     micro_batch: int
     frozen_dtype: str
+    precision: str
     rank: int
+    device: str
 
     def build(self) -> nn.Module | list[nn.Module]:
         """Return the network with random weights."""
@@ -78,19 +87,30 @@ class Shape:
                 "layers": self.layers,
                 "heads": self.heads,
                 "hidden": self.hidden,
-                "tied": True,
+                "tied": self.tied,
             }
         else:
+            own = {
+                "llama": {
+                    "num_key_value_heads": self.key_value_heads,
+                    "intermediate_size": self.hidden,
+                },
+                "opt": {
+                    "word_embed_proj_dim": self.width,
+                    "ffn_dim": self.hidden,
+                    "max_position_embeddings": 2048,
+                    "dropout": 0.0,
+                },
+            }
             options = {
                 "config": {
-                    "model_type": "llama",
+                    "model_type": self.family,
                     "vocab_size": self.vocabulary,
                     "hidden_size": self.width,
                     "num_hidden_layers": self.layers,
                     "num_attention_heads": self.heads,
-                    "num_key_value_heads": self.key_value_heads,
-                    "intermediate_size": self.hidden,
-                    "tie_word_embeddings": True,
+                    "tie_word_embeddings": self.tied,
+                    **own[self.family],
                 }
             }
         return build_model(self.builder, options)
@@ -103,6 +123,7 @@ class Shape:
             "micro_batch": self.micro_batch,
             "steps": STEPS,
             "learning_rate": LEARNING_RATE,
+            "precision": self.precision,
             **changes,
         }
         return TrainingConfig(**settings)
@@ -126,19 +147,32 @@ class Tokens:
 
 
 def write_weights(shape: Shape, folder: Path) -> None:
-    """Write the network's blocks as safetensors files."""
-    torch.manual_seed(0)
-    stack = BlockStack.build(shape.build)
-    for block in range(len(stack)):
-        tensors = {name: one.contiguous() for name, one in stack.tensors(block).items()}
+    """Write the network's blocks as safetensors files, one for all that are alike."""
+    skeleton = BlockStack.skeleton(shape.build)
+    own = torch.Generator().manual_seed(0)
+    for block in set(_files(skeleton)):
+        tensors = {
+            name: torch.randn(one.shape, generator=own).mul_(0.02)
+            for name, one in skeleton.tensors(block).items()
+        }
         save_file(tensors, folder / f"{block}.safetensors")
+
+
+def _files(stack: BlockStack) -> list[int]:
+    """Return for each block the first one with the same weights by name and shape."""
+    kinds = [
+        tuple((name, one.shape) for name, one in stack.tensors(block).items())
+        for block in range(len(stack))
+    ]
+    return [kinds.index(kind) for kind in kinds]
 
 
 def stored_stack(shape: Shape, folder: Path) -> BlockStack:
     """Return the network on views of memory-mapped files."""
     stack = BlockStack.skeleton(shape.build)
-    for block in range(len(stack)):
-        stack.load(block, mapped(folder / f"{block}.safetensors"), trainable=False)
+    stack.move_constants(torch.device(shape.device))
+    for block, file in enumerate(_files(stack)):
+        stack.load(block, mapped(folder / f"{file}.safetensors"), trainable=False)
     return stack
 
 
@@ -166,14 +200,23 @@ def visit(
     **training: Any,  # noqa: ANN401 - any setting
 ) -> None:
     """Train some blocks in a visit: all of them is full fine-tuning."""
+    stack = stored_stack(shape, folder)
+    settings = shape.training(**training)
+    device = torch.device(shape.device)
+    for block in range(len(stack)):
+        # What the visit brings in itself waits in the files.
+        if block in trained or not brings_in(settings):
+            tensors = {name: one.to(device) for name, one in stack.tensors(block).items()}
+            stack.load(block, tensors, trainable=False)
     train_visit(
-        stored_stack(shape, folder),
+        stack,
         Tokens(shape),
         trained=trained,
         learning_rate=LEARNING_RATE,
         seed=0,
-        training=shape.training(**training),
+        training=settings,
         objective=Objective(LOSS),
+        device=device,
     )
 
 
@@ -188,8 +231,10 @@ class LowRank(nn.Module):
     def __init__(self, linear: nn.Linear, rank: int) -> None:
         super().__init__()
         self.linear = linear
-        self.down = nn.Parameter(torch.randn(rank, linear.in_features) / linear.in_features**0.5)
-        self.up = nn.Parameter(torch.zeros(linear.out_features, rank))
+        device = linear.weight.device
+        down = torch.randn(rank, linear.in_features, device=device)
+        self.down = nn.Parameter(down / linear.in_features**0.5)
+        self.up = nn.Parameter(torch.zeros(linear.out_features, rank, device=device))
 
     def forward(self, x: Tensor) -> Tensor:
         """Add the adapter's outputs to the layer's."""
@@ -207,12 +252,10 @@ def low_rank(shape: Shape, folder: Path, *, checkpointed: bool = False) -> None:
         checkpointed: Whether each layer runs again in the backward pass.
     """
     stack = stored_stack(shape, folder)
+    device = torch.device(shape.device)
     dtype = DTYPES[shape.frozen_dtype]
     for block in range(len(stack)):
-        tensors = {
-            name: one if dtype is None else one.to(dtype)
-            for name, one in stack.tensors(block).items()
-        }
+        tensors = {name: one.to(device, dtype) for name, one in stack.tensors(block).items()}
         stack.load(block, tensors, trainable=False)
     adapters = []
     for block in stack.blocks[1:-1]:
@@ -225,13 +268,16 @@ def low_rank(shape: Shape, folder: Path, *, checkpointed: bool = False) -> None:
     training = shape.training()
     optimizer = make_optimizer(adapters, training, LEARNING_RATE)
     samples = Tokens(shape)
+    as_trained = partial(computing, shape.precision, device)
     parts = shape.batch // shape.micro_batch
     for step in range(STEPS):
         for part in range(parts):
             start = (step * parts + part) * shape.micro_batch
             inputs, targets = samples.batch(np.arange(start, start + shape.micro_batch))
-            outputs = _run(stack, torch.from_numpy(inputs), checkpointed=checkpointed)
-            loss = cross_entropy(outputs.float(), torch.from_numpy(targets)) / parts
+            with as_trained():
+                x = torch.from_numpy(inputs).to(device)
+                outputs = _run(stack, x, checkpointed=checkpointed)
+                loss = cross_entropy(outputs.float(), torch.from_numpy(targets).to(device)) / parts
             del outputs
             torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(adapters, 5.0)
@@ -247,29 +293,38 @@ def _run(stack: BlockStack, x: Tensor, *, checkpointed: bool) -> Tensor:
     return outputs
 
 
-def ways(shape: Shape, folder: Path) -> Mapping[str, Callable[[], None]]:
-    """Return what to measure, by name."""
-    count = shape.layers + 2
-    found: dict[str, Callable[[], None]] = {
-        "full": lambda: visit(shape, folder, range(count)),
-        "lora": lambda: low_rank(shape, folder),
-        "lora_checkpointed": lambda: low_rank(shape, folder, checkpointed=True),
-    }
-    for name, (block, residency) in dict(_snake_visits(shape)).items():
-        trained = trained_blocks([block], count, train_first=False, train_last=True)
-        found[name] = partial(visit, shape, folder, trained, **snake_settings(shape, residency))
-    return found
+def _full(shape: Shape, folder: Path) -> None:
+    visit(shape, folder, range(shape.layers + 2))
 
 
-def _snake_visits(shape: Shape) -> Iterator[tuple[str, tuple[int, str]]]:
-    """Yield names of the snake's visits, with block and residency.
+def _snake(shape: Shape, folder: Path, *, residency: str, place: str) -> None:
+    trained = snake_blocks(shape, place)
+    visit(shape, folder, trained, **snake_settings(shape, residency))
 
-    The most is behind the first layer, the longest way before the last; the embedding has more
-    weights than several layers.
-    """
-    for residency in ("resident", "stream"):
-        for place, block in (("first", 1), ("last", shape.layers), ("embedding", 0)):
-            yield f"snake_{residency}_{place}", (block, residency)
+
+def snake_blocks(shape: Shape, place: str) -> tuple[int, ...]:
+    """Return what a snake's visit trains: a layer or the embedding, and the last block."""
+    block = {"first": 1, "last": shape.layers, "embedding": 0}[place]
+    return trained_blocks([block], shape.layers + 2, train_first=False, train_last=True)
+
+
+# The most is behind the first layer, the longest way before the last; the embedding has more
+# weights than several layers.
+SNAKES = {
+    f"snake_{residency}_{place}": (residency, place)
+    for residency in ("resident", "stream")
+    for place in ("first", "last", "embedding")
+}
+WAYS: Mapping[str, Callable[[Shape, Path], None]] = {
+    "full": _full,
+    "lora": low_rank,
+    "lora_checkpointed": partial(low_rank, checkpointed=True),
+    **{
+        name: partial(_snake, residency=residency, place=place)
+        for name, (residency, place) in SNAKES.items()
+    },
+}
+"""What is measured, by name."""
 
 
 def snake_settings(shape: Shape, residency: str) -> dict[str, Any]:
@@ -289,12 +344,11 @@ def block_costs(shape: Shape) -> list[BlockCost]:
 
 def predicted(shape: Shape, costs: Sequence[BlockCost], way: str) -> int | None:
     """Return the bytes that the cost model predicts for a way; none for what isn't a visit."""
-    count = shape.layers + 2
     if way == "full":
-        trained, settings = tuple(range(count)), {}
-    elif way.startswith("snake"):
-        block, residency = dict(_snake_visits(shape))[way]
-        trained = trained_blocks([block], count, train_first=False, train_last=True)
+        trained, settings = tuple(range(shape.layers + 2)), {}
+    elif way in SNAKES:
+        residency, place = SNAKES[way]
+        trained = snake_blocks(shape, place)
         settings = snake_settings(shape, residency)
     else:
         return None
@@ -311,4 +365,5 @@ def predicted(shape: Shape, costs: Sequence[BlockCost], way: str) -> int | None:
 
 def measured(shape: Shape, folder: Path, way: str) -> int:
     """Return the peak of what torch allocates in a way, weights of its own included."""
-    return peak_bytes(ways(shape, folder)[way])
+    device = torch.device(shape.device)
+    return peak_bytes(partial(repeatably, partial(WAYS[way], shape, folder), device), device)

@@ -22,7 +22,8 @@ def made_by() -> str:
 
 def machine() -> str:
     """Return what the numbers depend on besides the code."""
-    return f"{platform.machine()} with {os.cpu_count()} cores, torch {torch.__version__}"
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_initialized() else ""
+    return f"{platform.machine()} with {os.cpu_count()} cores{gpu}, torch {torch.__version__}"
 
 
 def commit() -> str:

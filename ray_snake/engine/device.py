@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import ctypes
 import os
+import warnings
+from collections.abc import Callable
+from typing import TypeVar
 
 import psutil
 import pyarrow as pa
 import torch
+
+NO_WAY = "does not have a deterministic implementation"
+"""torch's words for an operation that comes to other bits each time."""
+Result = TypeVar("Result")
+_refuses = True
 
 
 def prepare_process(threads: int) -> None:
@@ -44,13 +52,39 @@ def compute_repeatably() -> None:
     """Have a GPU come to the same bits each time, wherever torch has a way to.
 
     Else a visit that is done again would differ: by default convolutions add up their gradients in
-    no fixed order. Where torch has no such way it warns.
+    no fixed order. Where torch has no such way it warns; see `repeatably` for more than that.
     """
     # cuBLAS reads this when it starts; torch.use_deterministic_algorithms says which values do.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     # What is allocated is written to before it is read. torch has no types for it.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def repeatably(work: Callable[[], Result], device: torch.device) -> Result:
+    """Do work that ends in the same bits each time, wherever torch has a way to on its device.
+
+    While it only warns where it has none, torch does attention's backward pass in no fixed order
+    either. So here it refuses; and then the work is done anew, with a warning, from the start.
+
+    Args:
+        work: What to do, twice if need be.
+        device: Where it computes. The CPU comes to the same bits anyway.
+    """
+    global _refuses
+    if device.type == "cpu" or not _refuses:
+        return work()
+    torch.use_deterministic_algorithms(True)
+    try:
+        return work()
+    except RuntimeError as error:
+        if NO_WAY not in str(error):
+            raise
+        _refuses = False
+        warnings.warn(f"results may differ from run to run: {error}", stacklevel=2)
+    finally:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    return work()
 
 
 def give_back_memory() -> None:

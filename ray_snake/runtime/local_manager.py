@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ray_snake.data import NodeDataset
-from ray_snake.engine.device import free_bytes
+from ray_snake.engine.device import free_bytes, repeatably
 from ray_snake.engine.residency import brings_in
 from ray_snake.engine.split import Exchange, train_front
 from ray_snake.engine.stack import BlockStack
@@ -81,7 +81,6 @@ class LocalManager:
             ConfigError: If the visit has a cut and the settings don't let activations leave.
             VisitStoppedError: If `control.stop` was set before it had ended.
         """
-        started = time.perf_counter()
         deltas = {}
         pull_bytes = 0
         for one in pulled:
@@ -90,20 +89,30 @@ class LocalManager:
                 deltas[one.block] = one
             else:
                 self.hold(one)
-        self._load(task, deltas)
-        load_seconds = time.perf_counter() - started
-        carried = self._carried(task)
-        try:
-            outcome = self._train(task, control, connect, carried)
-            trained = {
-                block: self._damped(task, block)
-                for block in task.visit.trained
-                if task.visit.on_node(block)
-            }
-        finally:
-            self._unload()
-        for block, kept in (carried or {}).items():
-            trained[block] |= {f"{OPTIMIZER}{name}": one for name, one in kept.items()}
+        load_seconds = 0.0
+
+        def carry_out() -> tuple[VisitOutcome, dict[int, dict[str, Tensor]]]:
+            nonlocal load_seconds
+            started = time.perf_counter()
+            self._load(task, deltas)
+            load_seconds = time.perf_counter() - started
+            carried = self._carried(task)
+            try:
+                outcome = self._train(task, control, connect, carried)
+                trained = {
+                    block: self._damped(task, block)
+                    for block in task.visit.trained
+                    if task.visit.on_node(block)
+                }
+            finally:
+                self._unload()
+            for block, kept in (carried or {}).items():
+                trained[block] |= {f"{OPTIMIZER}{name}": one for name, one in kept.items()}
+            return outcome, trained
+
+        # The server of a cut network can't begin anew.
+        alone = task.visit.cut is None
+        outcome, trained = repeatably(carry_out, self._device) if alone else carry_out()
         parcels = [self._parcel(task, block, tensors) for block, tensors in trained.items()]
         if control.stop.is_set():
             # What it started from may have been sent again since, and is then another visit's.

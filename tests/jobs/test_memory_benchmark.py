@@ -10,7 +10,7 @@ BENCHMARK = Path(__file__).parents[2] / "jobs" / "benchmarks" / "memory.py"
 
 def run(*options):
     done = subprocess.run(
-        [sys.executable, str(BENCHMARK), "--tiny", "--repeats", "1", "--json", *options],
+        [sys.executable, str(BENCHMARK), "--shape", "tiny", "--repeats", "1", "--json", *options],
         capture_output=True,
         text=True,
         timeout=300,

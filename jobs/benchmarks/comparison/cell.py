@@ -17,6 +17,7 @@ from comparison.variants import Variant
 from ray_snake import SnakeConfig, SnakeTrainer
 from ray_snake.data import NodeDataset, ShardSource
 from ray_snake.engine.batch_result import BatchResult
+from ray_snake.engine.device import take_device
 from ray_snake.engine.evaluate import evaluate
 from ray_snake.engine.memory import peak_bytes
 from ray_snake.engine.objective import cross_entropy
@@ -74,6 +75,7 @@ def settings(
         "nodes": {"nodes_per_actor": nodes, "gpus": scale.gpus * nodes},
         "evaluation": {
             "data": str(pictures.held_out if cell.tuning else pictures.watched),
+            "gpus": scale.gpus,
             "last_visits": 0 if cell.tuning else FLUCTUATION_TRIPS * nodes,
         },
     }
@@ -96,7 +98,9 @@ def train(cell: Cell, scale: Scale, pictures: Pictures, config: SnakeConfig, run
     if not cell.tuning:
         largest = max(pictures.shards, key=lambda one: one.stat().st_size)
         shard = pictures.pooled if cell.variant.pooled else largest
-        row["peak_memory_bytes"] = peak_memory(config, shard, nodes=config.nodes.nodes_per_actor)
+        row["peak_memory_bytes"] = peak_memory(
+            config, shard, nodes=config.nodes.nodes_per_actor, device=_device(config)
+        )
     return row
 
 
@@ -135,7 +139,7 @@ def _train(
     ]
     return {
         **row,
-        "accuracy": _test_accuracy(result, pictures.test),
+        "accuracy": _test_accuracy(result, pictures.test, _device(config)),
         "fluctuation": statistics.pstdev(late),
         "flops": _flops(config, result, nodes),
     }
@@ -172,12 +176,20 @@ def _curve(result: Result) -> list[dict[str, Any]]:
     return points
 
 
-def _test_accuracy(result: Result, test: Path) -> float:
+def _device(config: SnakeConfig) -> torch.device:
+    """Return what this process computes on: a GPU where nodes have a share of one."""
+    return take_device(1.0 if config.nodes.gpus else 0.0)
+
+
+def _test_accuracy(result: Result, test: Path, device: torch.device) -> float:
+    stack = BlockStack.cut(result.model()).to(device)
+    stack.move_constants(device)
     judged = evaluate(
-        BlockStack.cut(result.model()),
+        stack,
         NodeDataset.open(ShardSource.of(str(test))),
         task=cross_entropy,
         batch_size=500,
+        device=device,
     )
     return float(judged.accuracy or 0.0)
 
@@ -206,13 +218,13 @@ def _flops(config: SnakeConfig, result: Result, nodes: Sequence[Path]) -> float:
     )
 
 
-def peak_memory(config: SnakeConfig, shard: Path, *, nodes: int) -> int:
+def peak_memory(config: SnakeConfig, shard: Path, *, nodes: int, device: torch.device) -> int:
     """Return the peak bytes of a node's visit, measured, over all kinds of visits of its schedule.
 
     That is, what torch allocates from loading the weights to the end of the third step, on the
-    largest shard, and the weights that arrived: views of the object store, which a node that is
-    alone on its machine has for itself. Visits that only some nodes are able to do, the snake's
-    warm-up, are left out.
+    largest shard, and the weights that arrived: on the CPU views of the object store, which a node
+    that is alone on its machine has for itself. Visits that only some nodes are able to do, the
+    snake's warm-up, are left out.
     """
     recipe = Recipe(config=config)
     samples = NodeDataset.open(ShardSource.of(str(shard)))
@@ -229,10 +241,12 @@ def peak_memory(config: SnakeConfig, shard: Path, *, nodes: int) -> int:
         "seed": 1,
         "training": short,
         "augmentation": config.augmentation,
+        "device": device,
     }
     peaks = []
     for trained, cut in kinds:
-        stack = recipe.initial()
+        stack = recipe.initial().to(device)
+        stack.move_constants(device)
         if cut is None:
             visit = partial(
                 train_visit,
@@ -244,7 +258,7 @@ def peak_memory(config: SnakeConfig, shard: Path, *, nodes: int) -> int:
         else:
             visit = partial(train_front, cut=cut, exchange=_reply, **common)
         held = sum(stack.block_bytes()[:cut])
-        peaks.append(held + peak_bytes(partial(visit, stack, samples)))
+        peaks.append(held + peak_bytes(partial(visit, stack, samples), device))
     return max(peaks)
 
 

@@ -110,6 +110,7 @@ def train(way: Way, config: SnakeConfig, rows: Rows, *, most: int | None) -> dic
         task=cross_entropy,
         batch_size=config.evaluation.batch_size,
         precision=config.evaluation.precision or config.training.precision,
+        device=found.device,
     )
     return {
         "seed": config.seed,

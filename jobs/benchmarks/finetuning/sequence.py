@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+
+import torch
 
 from ray_snake import SnakeConfig
 from ray_snake.data import NodeDataset, ShardSource
+from ray_snake.engine.device import repeatably, take_device
 from ray_snake.engine.stack import BlockStack
 from ray_snake.engine.trained import Carried
 from ray_snake.engine.visit import train_visit
@@ -25,6 +29,7 @@ class Trained:
 
     Attributes:
         stack: The network with its final weights.
+        device: Where it is.
         samples: Samples that the optimizer saw.
         steps: Optimizer steps.
         bytes: Block versions that nodes pulled, each as if alone on its machine.
@@ -32,6 +37,7 @@ class Trained:
     """
 
     stack: BlockStack
+    device: torch.device
     samples: int
     steps: int
     bytes: int
@@ -44,12 +50,15 @@ def train_in_sequence(
     """Do the visits of a strategy that averages nothing, with nodes that stay.
 
     Args:
-        config: The settings, with codec.name = "none".
+        config: The settings, with codec.name = "none". With a GPU share, `nodes.gpus`, all is done
+            on this machine's GPU.
         shards: A file for each node.
         report: Told a line after each trip.
     """
     recipe = Recipe(config=config)
-    stack = recipe.initial()
+    device = take_device(1.0 if config.nodes.gpus else 0.0)
+    stack = recipe.initial().to(device)
+    stack.move_constants(device)
     rows = [NodeDataset.open(ShardSource.of(one)) for one in shards]
     objectives = [recipe.objective(_label_counts(config, one)) for one in rows]
     strategy = make_strategy(config, nodes=len(rows), blocks=len(stack))
@@ -58,13 +67,14 @@ def train_in_sequence(
     versions = [0] * len(stack)
     held: list[dict[int, int]] = [{} for _ in rows]
     carried: Carried | None = {} if config.training.optimizer_state == "carry" else None
-    found = Trained(stack=stack, samples=0, steps=0, bytes=0, losses=[])
+    found = Trained(stack=stack, device=device, samples=0, steps=0, bytes=0, losses=[])
     for visit in iter(strategy.next, None):
         mine = held[visit.node]
         found.bytes += sum(
             size for block, size in enumerate(sizes) if mine.get(block) != versions[block]
         )
-        outcome = train_visit(
+        train = partial(
+            train_visit,
             stack,
             rows[visit.node],
             trained=visit.trained,
@@ -76,7 +86,9 @@ def train_in_sequence(
             fix_norms=config.training.fixes_norms(visit.trip),
             proximal=config.loss.proximal,
             carried=carried,
+            device=device,
         )
+        outcome = repeatably(train, device)
         for block in visit.trained:
             versions[block] = visit.number
             kept = {} if carried is None else carried[block]

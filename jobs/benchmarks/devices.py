@@ -114,6 +114,8 @@ def main(name: str, networks: tuple[str, ...], as_json: bool) -> None:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise click.UsageError("--device cuda: torch finds no GPU here; use --device cpu")
     compute_repeatably()
+    # By default torch's convolutions round fp32 to 10 bits on a GPU: another difference.
+    torch.backends.cudnn.allow_tf32 = False
     torch.set_num_threads(1)
     rows = [
         {"network": network, "case": case} | compared(network, settings, device)

@@ -360,7 +360,7 @@ def predicted(shape: Shape, costs: Sequence[BlockCost], way: str) -> int | None:
         training=shape.training(**settings),
         loss=LOSS,
     )
-    return cost.private_bytes
+    return cost.peak_bytes(on_gpu=shape.device == "cuda")
 
 
 def measured(shape: Shape, folder: Path, way: str) -> int:

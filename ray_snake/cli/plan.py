@@ -49,7 +49,7 @@ def plan(config: Path, settings: tuple[str, ...], shown_trips: int) -> None:
     visits = _table(
         f"The first of {loaded.snake.trips} trips",
         *("visit", "trip", "node", "span", "trains", "rows", "at once", "frozen"),
-        *("time", "memory", "pulls", "why"),
+        *("time", "GPU memory" if loaded.nodes.on_gpus else "memory", "pulls", "why"),
     )
     for index, one in enumerate(found.blocks):
         blocks.add_row(
@@ -72,7 +72,7 @@ def plan(config: Path, settings: tuple[str, ...], shown_trips: int) -> None:
             str(rows_at_once(training, nodes[row.visit.node].samples)[0]),
             f"{training.residency}, {suffix_of(training)}",
             format_seconds(row.cost.seconds),
-            format_bytes(row.cost.private_bytes),
+            format_bytes(row.cost.peak_bytes(on_gpu=loaded.nodes.on_gpus)),
             format_bytes(row.bytes_pulled),
             row.visit.why or _reason(row.visit, loaded),
         )

@@ -83,6 +83,11 @@ class NodesConfig(Section):
         description="The cluster can grow: don't refuse a request it can't satisfy yet.",
     )
 
+    @property
+    def on_gpus(self) -> bool:
+        """Whether nodes surely compute on GPUs; with `auto` the cluster decides."""
+        return self.gpus not in ("auto", 0)
+
 
 class TransportConfig(Section):
     """How trained blocks get from node to node."""

@@ -24,6 +24,7 @@ class VisitCost:
             gradients and optimizer state, activations of what goes through the network at once,
             copies of frozen weights in another precision, prefix cache.
         shared_bytes: Frozen weights: views of the machine's object store, or of a model's files.
+        device_bytes: Peak of a GPU's memory, if the node computes on one: there nothing is a view.
         seconds: Computing time where the blocks were measured; 0 if they were not.
     """
 
@@ -31,7 +32,12 @@ class VisitCost:
     flops: float
     private_bytes: int
     shared_bytes: int
+    device_bytes: int
     seconds: float
+
+    def peak_bytes(self, *, on_gpu: bool) -> int:
+        """Return the peak of the memory that a node computes in."""
+        return self.device_bytes if on_gpu else self.private_bytes
 
 
 def batches_per_epoch(rows: int, batch_size: int) -> int:
@@ -118,13 +124,15 @@ class VisitModel:
         """Predict a visit to a shard of `rows` rows in `steps` optimizer steps."""
         samples, kept, cached = self._counts(rows, steps)
         judged = kept if self._teacher else 0
+        private = self._memory.peak(rows=rows, steps=steps, kept=kept, cached=cached)
         return VisitCost(
             samples=samples,
             flops=self._prefix.flops * (kept if cached else samples)
             + self._rest.flops * (samples + judged)
             + (self._backward.flops + self._again.flops) * samples,
-            private_bytes=self._memory.peak(rows=rows, steps=steps, kept=kept, cached=cached),
+            private_bytes=private,
             shared_bytes=self._shared_bytes,
+            device_bytes=private + self._memory.arrived_bytes,
             seconds=self.seconds(rows=rows, steps=steps),
         )
 

@@ -135,6 +135,10 @@ class MemoryModel:
         blocks: What each block of the network costs.
         training: How a visit trains.
         loss: What it minimises.
+
+    Attributes:
+        arrived_bytes: What a GPU holds beside that of frozen weights as they arrived: all of them
+            where they stay in that precision, or the blocks that are there and on their way.
     """
 
     def __init__(
@@ -163,6 +167,7 @@ class MemoryModel:
         # A trained block's base stays where it is, whatever the residency.
         stay = self._trained.intersection(held) if self._streams else held
         self._resident_copies = sum(self._copied(index) for index in stay)
+        self.arrived_bytes = self._arrived(held)
         outputs = blocks[-1].output_bytes
         if training.frozen_dtype != "model":
             outputs = outputs * FLOAT_BYTES // blocks[-1].value_bytes
@@ -294,6 +299,14 @@ class MemoryModel:
         if block < 0 or block in self._trained:
             return measured
         return measured * frozen_factor(self._all[block], self._training)
+
+    def _arrived(self, held: Sequence[int]) -> int:
+        frozen = [self._all[index].weight_bytes for index in held if index not in self._trained]
+        stays = self._training.frozen_dtype == "model"
+        if self._streams:
+            # One is on its way, as large as the largest; the one at work may be a cast of its own.
+            return (2 if stays else 1) * max(frozen, default=0)
+        return sum(frozen) if stays else 0
 
     def _copied(self, index: int) -> float:
         """Return the bytes of what is frozen of a block in a precision that is not its own."""

@@ -301,7 +301,7 @@ class Outlook:
         """Return what is expected of a visit to its node; see `expected_seconds`."""
         return Prediction(
             seconds=self.expected_seconds(visit, pull_bytes),
-            private_bytes=self.cost(visit, visit.node).private_bytes,
+            private_bytes=self._peak_bytes(visit, visit.node),
         )
 
     def knows(self, node: int) -> bool:
@@ -338,7 +338,10 @@ class Outlook:
     def has_room(self, visit: Visit, node: int) -> bool:
         """Return whether a node's memory, as far as it is known, bears a visit."""
         room = self.room(node)
-        return room is None or self.cost(visit, node).private_bytes <= room
+        return room is None or self._peak_bytes(visit, node) <= room
+
+    def _peak_bytes(self, visit: Visit, node: int) -> int:
+        return self.cost(visit, node).peak_bytes(on_gpu=self._config.nodes.on_gpus)
 
     def _on_node(self, visit: Visit, node: int) -> VisitModel:
         """Return what predicts a visit as a node trains: what it takes besides time may differ."""

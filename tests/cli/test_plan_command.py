@@ -58,3 +58,18 @@ def test_a_plan_shows_the_rows_at_once_that_a_nodes_memory_bears(tmp_path):
     )
     rows = [line.split() for line in done.stdout.splitlines() if "digits/train[0]" in line]
     assert int(rows[0][7]) < 16
+
+
+def test_a_plan_for_nodes_on_gpus_shows_what_visits_take_of_their_memory(tmp_path):
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c", "from ray_snake.cli.main import main; main()"),
+            *("plan", str(CONFIG), "--trips", "1", "--set", "nodes.gpus=0.5"),
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert "GPU memory" in done.stdout

@@ -290,3 +290,30 @@ def test_a_lean_suffix_comes_between_few_rows_and_one_at_a_time():
 def test_settings_that_leave_no_choice_are_tried_alone():
     training = TrainingConfig(micro_batch=2, residency="stream")
     assert list(ways_to_train(training, 64)) == [training]
+
+
+@given(networks(), st.data())
+def test_a_gpu_holds_what_is_a_view_on_the_cpu(blocks, data):
+    start = data.draw(st.integers(0, len(blocks) - 1))
+    visit = span_visit(start, blocks)
+    frozen = [one.weight_bytes for index, one in enumerate(blocks) if index not in visit.trained]
+
+    def beside(**training):
+        cost = predict_visit(
+            visit,
+            blocks,
+            rows=ROWS,
+            steps=4,
+            training=TrainingConfig(**training),
+            loss=NO_TEACHER,
+        )
+        assert cost.peak_bytes(on_gpu=False) == cost.private_bytes
+        return cost.peak_bytes(on_gpu=True) - cost.private_bytes
+
+    largest = max(frozen, default=0)
+    assert beside() == sum(frozen)
+    assert beside(frozen_dtype="bfloat16") == 0
+    # The one at work and the one after it.
+    assert beside(residency="stream") == 2 * largest
+    # The one at work is a cast, which counts on the CPU too.
+    assert beside(residency="stream", frozen_dtype="bfloat16") == largest

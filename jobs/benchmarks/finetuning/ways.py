@@ -133,7 +133,7 @@ RATES: Mapping[str, Mapping[str, float]] = {
         "lora": 1e-3,
         "snake+lora": 1e-3,
         "badam": 3e-4,
-        "lisa": 5e-5,
+        "lisa": 3e-4,
         "cyclic": 5e-5,
     },
     "shakespeare": {"full": 2e-4, "lora": 3e-3, "badam": 1e-3, "lisa": 3e-4, "cyclic": 5e-5},

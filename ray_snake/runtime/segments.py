@@ -3,22 +3,18 @@
 Object stores can't append, so each append writes the open segment whole. None of them can lock
 either: so before a segment is written it is read, and where it is not what this writer left there,
 somebody else writes too, and this one stops. Without that two drivers of one run would each take
-away what the other had accepted, and go on.
+away what the other had accepted.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
-import time
 from collections.abc import Iterator
 
 from ray_snake.errors import CheckpointError
 from ray_snake.storage import Storage
 
 FOLDER = "journal"
-CHECK_SECONDS = 1.0
-"""A segment that was looked at so short a time ago is not read again before it is written."""
 
 
 class Segments:
@@ -32,7 +28,6 @@ class Segments:
         self._storage = storage
         # Digests of what may be there: what was read or written last, and what was tried since.
         self._known: dict[str, set[bytes]] = {}
-        self._looked = -math.inf
 
     def read(self, first: int = 0) -> Iterator[tuple[str, list[bytes]]]:
         """Yield (name, lines) of each segment from number `first` (from 0) on."""
@@ -51,10 +46,7 @@ class Segments:
             StorageError: If the storage refuses it.
         """
         name = _name(number)
-        now = time.monotonic()
-        if name not in self._known or now - self._looked >= CHECK_SECONDS:
-            self._refuse_other_writers_of(name)
-            self._looked = now
+        self._refuse_other_writers_of(name)
         # It may be there after all where the storage says that it isn't.
         self._known.setdefault(name, set()).add(_digest(content))
         self._storage.write(f"{FOLDER}/{name}", content)

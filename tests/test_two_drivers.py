@@ -53,7 +53,7 @@ def test_a_run_that_goes_on_twice_goes_on_once(tmp_path):
         (other,) = (one for one in both if one is not lost)
         _, said = lost.communicate(timeout=SECONDS)
         assert lost.returncode == 1, said
-        assert "another driver goes on with run" in said, said
+        assert "another driver goes on with run" in said
         assert "Traceback" not in said
         before = visits(tmp_path)
         wait_for(lambda: len(visits(tmp_path)) > len(before) + 2)

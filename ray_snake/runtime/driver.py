@@ -121,7 +121,9 @@ class Driver:
             self.state = self._recover(str(error))
         except SnakeError as error:
             if self._recorder is not None:
-                error = await self._recorder.end(error)
+                # What was accepted before need not be done again.
+                with contextlib.suppress(SnakeError, ProcessLostError, BlocksLostError):
+                    await self._recorder.drain()
             self.state = Failed(error=error)
 
     async def _next(self, state: State) -> State:

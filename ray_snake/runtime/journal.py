@@ -327,20 +327,17 @@ class Journal:
     Args:
         storage: The run's folder.
 
-    Attributes:
-        segments: Its files.
-
     Raises:
         CheckpointError: If what is stored can't be read.
     """
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
-        self.segments = Segments(storage)
+        self._segments = Segments(storage)
         self._records: list[JournalRecord] = []
         self._current: dict[int, BlockRecord] = {}
         self._blocks: dict[tuple[int, int], BlockRecord] = {}
-        records = _read(self.segments, 0)
+        records = _read(self._segments, 0)
         while records and _is_left_open(records[-1]):
             # Of a round only its average counts, and that was not reached.
             records.pop()
@@ -410,7 +407,7 @@ class Journal:
             lines = "".join(
                 one.model_dump_json() + "\n" for one in total[start : start + SEGMENT_RECORDS]
             )
-            self.segments.write(segment, lines.encode())
+            self._segments.write(segment, lines.encode())
         for record in records:
             self._take(record)
 

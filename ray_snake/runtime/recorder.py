@@ -7,22 +7,14 @@ or whose predecessors, are not on storage.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 
-from ray_snake.errors import CheckpointError, SnakeError
 from ray_snake.layers.ledger import BlockVersion
 from ray_snake.planning.cost import BlockCost
 from ray_snake.runtime.events import Evaluated, Event, VisitDecided
 from ray_snake.runtime.final_mean import Counts, versions_since, with_last
-from ray_snake.runtime.handles import (
-    BlocksLostError,
-    EngineHandle,
-    Meter,
-    ProcessLostError,
-    Ref,
-)
+from ray_snake.runtime.handles import EngineHandle, Meter, Ref
 from ray_snake.runtime.journal import (
     EvaluationRecord,
     JoinRecord,
@@ -316,24 +308,6 @@ class Recorder:
         if self._pending:
             # Whoever waits here may be given up, such as a fetch for a node that leaves.
             await asyncio.shield(self._pending[-1])
-
-    async def end(self, error: SnakeError) -> SnakeError:
-        """Put what was accepted on storage, as it need not be done again.
-
-        Returns:
-            Why the run ends: the error, or that another driver goes on with it, which then deletes
-            blocks that this one needs.
-        """
-        with contextlib.suppress(SnakeError, ProcessLostError, BlocksLostError):
-            await self.drain()
-        try:
-            await asyncio.to_thread(self._journal.segments.refuse_other_writers)
-        except CheckpointError as other:
-            return other
-        except SnakeError:
-            # Storage that can't be asked has told what it had to in the first error.
-            return error
-        return error
 
     async def close(self) -> None:
         """Drop what is not done yet; on return nothing writes to the journal any more."""

@@ -46,24 +46,13 @@ class Segments:
             StorageError: If the storage refuses it.
         """
         name = _name(number)
-        self._refuse_other_writers_of(name)
+        self._refuse_other_writers(name)
         # It may be there after all where the storage says that it isn't.
         self._known.setdefault(name, set()).add(_digest(content))
         self._storage.write(f"{FOLDER}/{name}", content)
         self._known[name] = {_digest(content)}
 
-    def refuse_other_writers(self) -> None:
-        """Look whether somebody else has written since this one read or wrote.
-
-        Raises:
-            CheckpointError: If so.
-        """
-        last = max(self._known, default=None)
-        following = _name(0 if last is None else int(last.split(".")[0]) + 1)
-        for name in (following,) if last is None else (last, following):
-            self._refuse_other_writers_of(name)
-
-    def _refuse_other_writers_of(self, name: str) -> None:
+    def _refuse_other_writers(self, name: str) -> None:
         path = f"{FOLDER}/{name}"
         if name in self._known:
             is_ours = _digest(self._storage.read(path)) in self._known[name]

@@ -65,17 +65,3 @@ def test_what_the_storage_took_and_denied_is_the_writers_own(storage, monkeypatc
     segments.write(0, b"a\nb\nd\n")
     segments.write(1, b"c\ne\n")
     assert [lines for _, lines in Segments(storage).read()] == [[b"a", b"b", b"d"], [b"c", b"e"]]
-
-
-@pytest.mark.parametrize("number", [0, 1])
-def test_a_writer_sees_that_another_one_went_on(storage, number):
-    one, other = resumed(storage), resumed(storage)
-    other.refuse_other_writers()
-    one.write(0, b"a\n")
-    with pytest.raises(CheckpointError, match="another driver"):
-        other.refuse_other_writers()
-    other = resumed(storage)
-    one.write(number, b"b\n")
-    with pytest.raises(CheckpointError, match="another driver"):
-        other.refuse_other_writers()
-    one.refuse_other_writers()

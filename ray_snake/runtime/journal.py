@@ -1,8 +1,8 @@
 """The append-only record of a run: what is shown, resumed or reported derives from it.
 
 The journal is a sequence of records in numbered segments of JSON lines, `journal/000000.jsonl`
-and on (`segments`). A segment is closed after `SEGMENT_RECORDS` records, which bounds what an
-append writes.
+and on. Object stores can't append, so each append writes the open segment whole; a segment is
+closed after `SEGMENT_RECORDS` records, which bounds what an append writes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from ray_snake.errors import CheckpointError
 from ray_snake.planning.cost import BlockCost
 from ray_snake.planning.outlook import Outcome
 from ray_snake.planning.span import Span, Visit
-from ray_snake.runtime.segments import Segments
 from ray_snake.storage import Storage
 
 DRIVER = "driver"
@@ -333,11 +332,10 @@ class Journal:
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
-        self._segments = Segments(storage)
         self._records: list[JournalRecord] = []
         self._current: dict[int, BlockRecord] = {}
         self._blocks: dict[tuple[int, int], BlockRecord] = {}
-        records = _read(self._segments, 0)
+        records = read_records(storage)
         while records and _is_left_open(records[-1]):
             # Of a round only its average counts, and that was not reached.
             records.pop()
@@ -397,7 +395,6 @@ class Journal:
         """Add records; when this returns, they are on storage.
 
         Raises:
-            CheckpointError: If another driver appends too.
             StorageError: If the storage refuses them; they are then not in the journal.
         """
         total = [*self._records, *records]
@@ -407,7 +404,7 @@ class Journal:
             lines = "".join(
                 one.model_dump_json() + "\n" for one in total[start : start + SEGMENT_RECORDS]
             )
-            self._segments.write(segment, lines.encode())
+            self._storage.write(f"journal/{_segment_name(segment)}", lines.encode())
         for record in records:
             self._take(record)
 
@@ -429,16 +426,23 @@ def read_records(storage: Storage, first: int = 0) -> list[JournalRecord]:
         CheckpointError: If a segment is damaged.
     """
     segment = first // SEGMENT_RECORDS
-    return _read(Segments(storage), segment)[first - segment * SEGMENT_RECORDS :]
+    records = [
+        record
+        for name in storage.list("journal")
+        if name >= _segment_name(segment)
+        for record in _parse(name, storage.read(f"journal/{name}"))
+    ]
+    return records[first - segment * SEGMENT_RECORDS :]
 
 
-def _read(segments: Segments, first: int) -> list[JournalRecord]:
-    return [record for name, lines in segments.read(first) for record in _parse(name, lines)]
+def _segment_name(segment: int) -> str:
+    return f"{segment:06d}.jsonl"
 
 
-def _parse(name: str, lines: list[bytes]) -> list[JournalRecord]:
+def _parse(name: str, content: bytes) -> list[JournalRecord]:
     try:
-        return [_RECORD.validate_json(line) for line in lines]
+        # Split as bytes: text has line ends of its own that JSON leaves as they are.
+        return [_RECORD.validate_json(line) for line in content.splitlines()]
     except ValidationError as error:
         raise CheckpointError(
             f"journal/{name} is damaged ({str(error).splitlines()[0]})",

@@ -4,7 +4,7 @@ Small networks of every kind make the same visit on both devices, with settings 
 residency, precision, suffix, optimizer, teacher, parts of a batch. `difference` is the norm of the
 difference between both results over the norm of what the visit changed, fp32 but where `bf16`
 stands; `repeats` says whether a second visit on the device has the same bits; `error` is there
-where a visit failed.
+where a visit failed, and then the exit status is 1.
 
     python jobs/benchmarks/devices.py --device cuda --json
 """
@@ -123,13 +123,16 @@ def main(name: str, networks: tuple[str, ...], as_json: bool) -> None:
         for case, settings in CASES.items()
         if "augmentation" not in settings or network in SHAPES
     ]
+    failed = any("error" in one for one in rows)
     found = [one["difference"] for one in rows if one.get("difference") is not None]
     if as_json:
         figures = {"largest_difference": max(found, default=None), "rows": rows}
         click.echo(json.dumps({"device": name, "name": _called(device), **figures}))
-        return
-    for one in rows:
-        click.echo(" ".join(str(value) for value in one.values()))
+    else:
+        for one in rows:
+            click.echo(" ".join(str(value) for value in one.values()))
+    if failed:
+        raise click.exceptions.Exit(1)
 
 
 def compared(network: str, settings: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
@@ -184,7 +187,7 @@ def visited(
         objective=Objective(loss),
         proximal=loss.proximal,
         augmentation=AugmentationConfig(**settings.get("augmentation", {})),
-        carried={block: {} for block in trained} if "carry" in str(settings) else None,
+        carried={block: {} for block in trained} if training.optimizer_state == "carry" else None,
         measure_update=True,
         device=device,
     )

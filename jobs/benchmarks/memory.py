@@ -10,9 +10,9 @@ memory-mapped files:
 - `*_over_*`: of peak bytes. They are the peak of what torch allocates, so the process's own: what
   a way keeps of frozen weights counts, files do not. `process_peak_bytes` and
   `process_private_bytes` are of the whole process, with and without its files.
-- With `--device cuda` the peak is that of the GPU's memory. A way whose weights, gradients and
-  averages alone are more than the GPU has is not gone, and has no peak.
-- `seconds`: of each way's second time.
+- With `--device cuda` the peak is that of the GPU's memory. A way of which more is predicted than
+  the GPU has free is not gone: it counts as predicted, and stands in `predicted_only`.
+- `seconds`: of each way's second time; on the CPU with every allocation recorded, which takes long.
 - `predicted_over_measured`: what `ray-snake plan` says over the peak; of all ways the one that is
   furthest from 1.
 - `cached_step_over_full_step`: time (on the CPU its own) of a step of forward and backward pass and

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -81,6 +82,7 @@ class LocalManager:
             ConfigError: If the visit has a cut and the settings don't let activations leave.
             VisitStoppedError: If `control.stop` was set before it had ended.
         """
+        started = time.perf_counter()
         deltas = {}
         pull_bytes = 0
         for one in pulled:
@@ -89,30 +91,12 @@ class LocalManager:
                 deltas[one.block] = one
             else:
                 self.hold(one)
-        load_seconds = 0.0
-
-        def carry_out() -> tuple[VisitOutcome, dict[int, dict[str, Tensor]]]:
-            nonlocal load_seconds
-            started = time.perf_counter()
-            self._load(task, deltas)
-            load_seconds = time.perf_counter() - started
-            carried = self._carried(task)
-            try:
-                outcome = self._train(task, control, connect, carried)
-                trained = {
-                    block: self._damped(task, block)
-                    for block in task.visit.trained
-                    if task.visit.on_node(block)
-                }
-            finally:
-                self._unload()
-            for block, kept in (carried or {}).items():
-                trained[block] |= {f"{OPTIMIZER}{name}": one for name, one in kept.items()}
-            return outcome, trained
-
+        load_seconds = time.perf_counter() - started
+        carry_out = partial(self._carry_out, task, deltas, control, connect)
         # The server of a cut network can't begin anew.
         alone = task.visit.cut is None
-        outcome, trained = repeatably(carry_out, self._device) if alone else carry_out()
+        outcome, trained, seconds = repeatably(carry_out, self._device) if alone else carry_out()
+        load_seconds += seconds
         parcels = [self._parcel(task, block, tensors) for block, tensors in trained.items()]
         if control.stop.is_set():
             # What it started from may have been sent again since, and is then another visit's.
@@ -131,6 +115,31 @@ class LocalManager:
             free_bytes=free_bytes(self._device),
         )
         return report, parcels
+
+    def _carry_out(
+        self,
+        task: VisitTask,
+        deltas: Mapping[int, BlockDelta],
+        control: VisitControl,
+        connect: Connect | None,
+    ) -> tuple[VisitOutcome, dict[int, dict[str, Tensor]], float]:
+        """Load the network and train; return what happened, what returns, and loading's seconds."""
+        started = time.perf_counter()
+        self._load(task, deltas)
+        load_seconds = time.perf_counter() - started
+        carried = self._carried(task)
+        try:
+            outcome = self._train(task, control, connect, carried)
+            trained = {
+                block: self._damped(task, block)
+                for block in task.visit.trained
+                if task.visit.on_node(block)
+            }
+        finally:
+            self._unload()
+        for block, kept in (carried or {}).items():
+            trained[block] |= {f"{OPTIMIZER}{name}": one for name, one in kept.items()}
+        return outcome, trained, load_seconds
 
     def _damped(self, task: VisitTask, block: int) -> dict[str, Tensor]:
         """Return a trained block with the share of its change that is to be returned."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import click
+import torch
+from forked import forked
 
 from ray_snake.errors import SnakeError
 
@@ -18,3 +20,13 @@ class Benchmark(click.Command):
             shown = click.ClickException(str(error))
             shown.exit_code = error.exit_status
             raise shown from None
+
+
+def refuse_missing_device(name: str) -> None:
+    """Refuse `--device cuda` where there is no GPU. It is looked for in a process of its own.
+
+    Raises:
+        click.UsageError: If there is none.
+    """
+    if torch.device(name).type == "cuda" and not forked(torch.cuda.is_available):
+        raise click.UsageError(f"--device {name}: torch finds no GPU here; use --device cpu")

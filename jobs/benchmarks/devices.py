@@ -20,7 +20,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from command import Benchmark
+from command import Benchmark, refuse_missing_device
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -105,14 +105,13 @@ class Rows:
 
 
 @click.command(cls=Benchmark)
-@click.option("--device", "name", default="cuda", show_default=True)
+@click.option("--device", "name", type=click.Choice(["cpu", "cuda"]), default="cuda")
 @click.option("--network", "networks", multiple=True, type=click.Choice(list(NETWORKS)))
 @click.option("--json", "as_json", is_flag=True)
 def main(name: str, networks: tuple[str, ...], as_json: bool) -> None:
     """Make every visit on both devices, and compare."""
+    refuse_missing_device(name)
     device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise click.UsageError("--device cuda: torch finds no GPU here; use --device cpu")
     compute_repeatably()
     # By default torch's convolutions round fp32 to 10 bits on a GPU: another difference.
     torch.backends.cudnn.allow_tf32 = False

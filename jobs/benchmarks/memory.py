@@ -38,7 +38,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from command import Benchmark
+from command import Benchmark, refuse_missing_device
 from forked import forked
 from memory_ways import (
     WAYS,
@@ -123,7 +123,7 @@ def _take_shape(context: click.Context, option: click.Parameter, name: str) -> s
     help="Whose sizes the next ones are by default.",
 )
 @click.option("--builder", default="huggingface", show_default=True, help="Or decoder.")
-@click.option("--family", default="llama", show_default=True, help="Or opt.")
+@click.option("--family", type=click.Choice(["llama", "opt"]), default="llama", show_default=True)
 @click.option("--tied/--own-head", default=True, help="Whether the head is the embedding's.")
 @click.option("--layers", type=int, required=True)
 @click.option("--width", type=int, required=True)
@@ -136,8 +136,8 @@ def _take_shape(context: click.Context, option: click.Parameter, name: str) -> s
 @click.option("--micro-batch", default=1, show_default=True, help="Rows at once.")
 @click.option("--frozen-dtype", default="bfloat16", show_default=True, help="Or float32.")
 @click.option("--rank", default=8, show_default=True, help="Of LoRA's adapters.")
-@click.option("--precision", default="fp32", show_default=True, help="Or bf16.")
-@click.option("--device", default="cpu", show_default=True, help="Or cuda.")
+@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--only", type=click.Choice(SECTIONS), multiple=True, help="Leave out the others.")
 @click.option("--repeats", default=2, show_default=True, help="Timed steps; the fastest counts.")
 @click.option("--threads", default=1, show_default=True, help="CPU threads.")
@@ -152,6 +152,7 @@ def main(
 ) -> None:
     """Measure what each way takes, and what was predicted."""
     shape = Shape(**options)
+    refuse_missing_device(shape.device)
     chosen = only or SECTIONS
     figures: dict[str, Any] = {"name": name, "shape": asdict(shape)}
     if "memory" in chosen:
@@ -325,7 +326,7 @@ def _stepper(
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    """Return the seconds of a second time, of the CPU's time: the first one makes what is kept."""
+    """Return the seconds, on the CPU its own, of a second time: the first makes what is kept."""
     clock = time.perf_counter if torch.cuda.is_initialized() else time.process_time
     work()
     _wait()

@@ -49,3 +49,17 @@ def test_it_prints_what_a_step_takes_for_each_span():
     assert figures["cached_step_over_full_step"] == max(
         figures[f"cached_step_over_full_step_{one}"] for one in ("vgg11", "language_model")
     )
+
+
+def test_a_gpu_that_is_not_there_is_named_in_one_line(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARK), "--shape", "tiny", "--device", "cuda"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "torch finds no GPU here" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -12,6 +12,7 @@ SHARED = {"shares_activations": True}
 KEPT = {"logit_adjustment": 1.0, "distillation": 0.1}
 # He et al. (2016), arXiv:1512.03385, for CIFAR-10.
 AUGMENTED = {"flip": True, "crop": 4}
+BATCH_NORM = {"options": {"norm": "batch"}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +82,15 @@ RIVALS = (
         name="fedavg+la+flip-crop",
         settings={"strategy": "fedavg", "loss": ADJUSTED, "augmentation": AUGMENTED},
     ),
+    # Beside `snake-batch-norm`.
+    Variant(
+        name="fedavg+batch-norm",
+        settings={"strategy": "fedavg", "loss": PLAIN, "model": BATCH_NORM},
+    ),
+    Variant(
+        name="cyclic+la+kd+batch-norm",
+        settings={"strategy": "cyclic", "loss": KEPT, "model": BATCH_NORM},
+    ),
 )
 
 # Spans of about equal memory. The first two blocks only train in the warm-up: most of what a visit
@@ -137,16 +147,23 @@ SNAKES = (
     snake("snake-kd-0.3", "distillation", loss={**KEPT, "distillation": 0.3}),
     snake("snake-proximal", "proximal", loss={**KEPT, "proximal": 0.01}),
     snake("snake-carry", "optimizer state", training={"optimizer_state": "carry"}),
-    snake("snake-batch-norm", "norm", model={"options": {"norm": "batch"}}),
+    snake("snake-batch-norm", "norm", model=BATCH_NORM),
     snake(
         "snake-fixbn",
         "norm",
-        model={"options": {"norm": "batch"}},
+        model=BATCH_NORM,
         training={"fix_norms_after_trips": 4},
     ),
     snake("snake-no-norm", "norm", model={"options": {"norm": "none"}}),
     snake("snake-flip-crop", "augmentation", augmentation=AUGMENTED),
     snake("snake-equal-bytes-flip-crop", "augmentation", snake=LONG, augmentation=AUGMENTED),
+    snake(
+        "snake-equal-bytes-flip-crop-batch-norm",
+        "norm",
+        snake=LONG,
+        augmentation=AUGMENTED,
+        model=BATCH_NORM,
+    ),
     snake("snake-int8", "codec", codec={"name": "int8"}),
 )
 

@@ -28,7 +28,7 @@ from ray_snake.config import AugmentationConfig, LossConfig, TrainingConfig
 from ray_snake.engine.device import compute_repeatably, repeatably
 from ray_snake.engine.evaluate import evaluate
 from ray_snake.engine.objective import Objective, cross_entropy
-from ray_snake.engine.residency import brings_in
+from ray_snake.engine.residency import place
 from ray_snake.engine.stack import BlockStack
 from ray_snake.engine.visit import train_visit
 from ray_snake.models.registry import build_model
@@ -169,11 +169,7 @@ def visited(
     )
     trained = (1, 2, len(stack) - 1)
     before = _weights(stack, trained)
-    stack.move_constants(device)
-    for block in range(len(stack)):
-        waits = block not in trained and brings_in(training)
-        tensors = {key: one if waits else one.to(device) for key, one in _detached(stack, block)}
-        stack.load(block, tensors, trainable=False)
+    place(stack, trained, training=training, device=device)
     rows = Rows(network)
     loss = LossConfig(**{"logit_adjustment": 0.0, "distillation": 0.0, **settings.get("loss", {})})
     train_visit(

@@ -23,7 +23,7 @@ from ray_snake.engine.objective import Objective, cross_entropy
 from ray_snake.engine.optimizer import make_optimizer
 from ray_snake.engine.profile import profile_blocks
 from ray_snake.engine.recompute import run_again
-from ray_snake.engine.residency import DTYPES, brings_in
+from ray_snake.engine.residency import DTYPES, place
 from ray_snake.engine.stack import BlockStack
 from ray_snake.engine.visit import train_visit
 from ray_snake.layers.tensors import from_array
@@ -203,11 +203,8 @@ def visit(
     stack = stored_stack(shape, folder)
     settings = shape.training(**training)
     device = torch.device(shape.device)
-    for block in range(len(stack)):
-        # What the visit brings in itself waits in the files.
-        if block in trained or not brings_in(settings):
-            tensors = {name: one.to(device) for name, one in stack.tensors(block).items()}
-            stack.load(block, tensors, trainable=False)
+    # What the visit brings in itself waits in the files.
+    place(stack, trained, training=settings, device=device)
     train_visit(
         stack,
         Tokens(shape),

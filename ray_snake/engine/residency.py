@@ -37,6 +37,31 @@ def brings_in(training: TrainingConfig) -> bool:
     return training.residency == "stream" or DTYPES[training.frozen_dtype] is not None
 
 
+def place(
+    stack: BlockStack,
+    trained: Collection[int],
+    *,
+    training: TrainingConfig,
+    device: torch.device,
+) -> None:
+    """Put a network that is in the CPU's memory where a visit wants it, all of it frozen.
+
+    Args:
+        stack: The network, loaded.
+        trained: Numbers of the blocks that the visit trains.
+        training: Its settings.
+        device: Where it computes.
+    """
+    stack.move_constants(device)
+    for block in range(len(stack)):
+        waits = block not in trained and brings_in(training)
+        tensors = {
+            name: one.detach() if waits else one.detach().to(device)
+            for name, one in stack.tensors(block).items()
+        }
+        stack.load(block, tensors, trainable=False)
+
+
 class FrozenBlocks:
     """The frozen blocks of a stack, for as long as the context: it sets how the stack runs.
 

@@ -22,6 +22,7 @@ from ray_snake.engine.evaluate import evaluate
 from ray_snake.engine.memory import peak_bytes
 from ray_snake.engine.objective import cross_entropy
 from ray_snake.engine.profile import profile_blocks
+from ray_snake.engine.residency import place
 from ray_snake.engine.split import Reply, train_front
 from ray_snake.engine.stack import BlockStack
 from ray_snake.engine.visit import train_visit
@@ -222,9 +223,9 @@ def peak_memory(config: SnakeConfig, shard: Path, *, nodes: int, device: torch.d
     """Return the peak bytes of a node's visit, measured, over all kinds of visits of its schedule.
 
     That is, what torch allocates from loading the weights to the end of the third step, on the
-    largest shard, and the weights that arrived: on the CPU views of the object store, which a node
-    that is alone on its machine has for itself. Visits that only some nodes are able to do, the
-    snake's warm-up, are left out.
+    largest shard, and the weights that arrived on its device: on the CPU views of the object store,
+    which a node that is alone on its machine has for itself. Visits that only some nodes are able
+    to do, the snake's warm-up, are left out.
     """
     recipe = Recipe(config=config)
     samples = NodeDataset.open(ShardSource.of(str(shard)))
@@ -245,8 +246,8 @@ def peak_memory(config: SnakeConfig, shard: Path, *, nodes: int, device: torch.d
     }
     peaks = []
     for trained, cut in kinds:
-        stack = recipe.initial().to(device)
-        stack.move_constants(device)
+        stack = recipe.initial()
+        place(stack, trained, training=config.training, device=device)
         if cut is None:
             visit = partial(
                 train_visit,
@@ -257,7 +258,12 @@ def peak_memory(config: SnakeConfig, shard: Path, *, nodes: int, device: torch.d
             )
         else:
             visit = partial(train_front, cut=cut, exchange=_reply, **common)
-        held = sum(stack.block_bytes()[:cut])
+        held = sum(
+            tensor.nbytes
+            for block in range(len(stack) if cut is None else cut)
+            for tensor in stack.tensors(block).values()
+            if tensor.device.type == device.type
+        )
         peaks.append(held + peak_bytes(partial(visit, stack, samples), device))
     return max(peaks)
 

@@ -101,6 +101,9 @@ SNAKE = {
     "warmup_rate": 0.5,
     "trips_per_span": 2,
 }
+# Likewise at full width, where weights outweigh pictures, and what is frozen comes and goes.
+FULL_WIDTH = {**SNAKE, "spans": [[2], [3], [4, 5], [6, 7, 8]]}
+STREAMED = {"residency": "stream", "frozen_dtype": "bfloat16"}
 # As many trips as FedAvg's bytes pay for.
 LONG = {**SNAKE, "trips": 48, "warmup_trips": 8}
 # The same samples in visits of half the length, a third of them to the whole model.
@@ -140,6 +143,7 @@ SNAKES = (
     snake("snake-often", "visits", snake=OFTEN, training={"steps": 39}),
     snake("snake-first-block", "ends", snake={**SNAKE, "train_first": True}),
     snake("snake-no-last-block", "ends", snake={**SNAKE, "train_last": False}),
+    snake("snake-full-width", "spans", snake=FULL_WIDTH, training=STREAMED),
     snake("snake-diagonal", "order", snake={**SNAKE, "trips_per_span": 1, "order": "diagonal"}),
     snake("snake-random", "order", snake={**SNAKE, "trips_per_span": 1, "order": "random"}),
     snake("snake-no-la", "logit adjustment", loss={**KEPT, "logit_adjustment": 0.0}),

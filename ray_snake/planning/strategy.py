@@ -417,8 +417,6 @@ def _check_mean(strategy: Strategy) -> None:
         problem = f"and with {config.snake.heads} heads (snake.heads) visits have no one order"
     elif config.codec.name != "none":
         problem = f"and codec.name {config.codec.name!r} is for what one visit leaves to the next"
-    elif config.training.optimizer_state != "reset":
-        problem = "and an optimizer's state (training.optimizer_state) has no mean of use"
     else:
         return
     raise ConfigError("snake.mean_visits", f"{subject}, {problem}", remedy)

@@ -198,10 +198,16 @@ def test_rates_are_compared_on_training_rows_that_are_held_out(reviews, workplac
     assert [row["learning_rate"] for row in one["rows"]] == [0.01]
 
 
-@pytest.mark.parametrize("kept", ["reset", "carry"])
-def test_the_snake_ends_with_the_weights_and_bytes_of_a_run_on_ray(kept, workplace, monkeypatch):
+@pytest.mark.parametrize(("kept", "mean"), [("reset", "none"), ("carry", "none"), ("carry", "3")])
+def test_the_snake_ends_with_the_weights_and_bytes_of_a_run_on_ray(
+    kept, mean, workplace, monkeypatch
+):
     monkeypatch.chdir(workplace)
-    chosen = ["nodes.nodes_per_actor=2", f"training.optimizer_state={kept}"]
+    chosen = [
+        "nodes.nodes_per_actor=2",
+        f"training.optimizer_state={kept}",
+        f"snake.mean_visits={mean}",
+    ]
     config = SnakeConfig.load("reviews.toml", chosen)
     found = train_in_sequence(config, config.data.shard_uris())
     result = SnakeTrainer(config=config, storage="runs", progress=False).fit()

@@ -150,10 +150,6 @@ def test_a_refused_visit_is_no_part_of_the_mean(cluster, storage, versions):
             {"codec": {"name": "int8"}},
             "5, and codec.name 'int8' is for what one visit leaves to the next",
         ),
-        (
-            {"training": {"optimizer_state": "carry"}},
-            "5, and an optimizer's state (training.optimizer_state) has no mean of use",
-        ),
     ],
 )
 def test_where_there_is_no_mean_of_use_it_is_refused(cluster, storage, sections, problem):

@@ -6,11 +6,13 @@ What nodes would have pulled is counted.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from ray_snake import SnakeConfig
 from ray_snake.data import NodeDataset, ShardSource
@@ -68,6 +70,7 @@ def train_in_sequence(
     held: list[dict[int, int]] = [{} for _ in rows]
     carried: Carried | None = {} if config.training.optimizer_state == "carry" else None
     found = Trained(stack=stack, device=device, samples=0, steps=0, bytes=0, losses=[])
+    mean = _Mean(strategy.mean or range(0), stack)
     for visit in iter(strategy.next, None):
         mine = held[visit.node]
         found.bytes += sum(
@@ -94,12 +97,56 @@ def train_in_sequence(
             kept = {} if carried is None else carried[block]
             sizes[block] = weights[block] + sum(one.nbytes for one in kept.values())
         mine.update(enumerate(versions))
+        mean.count(visit.number, versions)
         found.samples += outcome.samples
         found.steps += outcome.steps
         found.losses.append(outcome.loss)
         if strategy.ends_trip(visit.number):
             report(f"trip {visit.trip}: loss {outcome.loss:.4f}")
+    mean.take_its_place()
     return found
+
+
+class _Mean:
+    """The mean over the models that a run's last visits left, as `snake.mean_visits` has it.
+
+    Args:
+        visits: Their numbers; empty: no mean.
+        stack: The network that trains.
+    """
+
+    def __init__(self, visits: range, stack: BlockStack) -> None:
+        self._visits = visits
+        self._stack = stack
+        self._counts: list[Counter[int]] = [Counter() for _ in range(len(stack))]
+        self._weights: dict[tuple[int, int], dict[str, Tensor]] = {}
+
+    def count(self, visit: int, versions: Sequence[int]) -> None:
+        """Take the model after a visit into account, if it is one of them."""
+        if visit not in self._visits:
+            return
+        for block, version in enumerate(versions):
+            if version not in self._counts[block]:
+                tensors = self._stack.tensors(block).items()
+                self._weights[block, version] = {
+                    name: one.detach().clone() for name, one in tensors
+                }
+            self._counts[block][version] += 1
+
+    def take_its_place(self) -> None:
+        """Load the mean into the network."""
+        for block, counts in enumerate(self._counts):
+            mean: dict[str, Tensor] = {}
+            for version, count in counts.items():
+                for name, tensor in self._weights[block, version].items():
+                    if not tensor.is_floating_point():
+                        mean.setdefault(name, tensor)
+                    elif name in mean:
+                        mean[name].add_(tensor, alpha=count / counts.total())
+                    else:
+                        mean[name] = tensor * (count / counts.total())
+            if mean:
+                self._stack.load(block, mean, trainable=False)
 
 
 def _label_counts(config: SnakeConfig, rows: NodeDataset) -> object:

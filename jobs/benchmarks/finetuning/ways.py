@@ -60,8 +60,9 @@ class Way:
         if rate is not None:
             tree["training"]["learning_rate"] = rate
         if self.pooled:
-            # One node has no others to keep in line with.
+            # One node has no others to keep in line with, and its last visit has seen all rows.
             tree["loss"] = PLAIN
+            tree["snake"]["mean_visits"] = None
         if self.layers is not None:
             tree["snake"]["spans"] = _spans(task.snake, self.layers)
         return SnakeConfig.from_tree(_merged(_merged(task.tree(), tree), self.settings))

@@ -331,8 +331,12 @@ class Outlook:
         return max(self._rates[node], default=None)
 
     def room(self, node: int) -> int | None:
-        """Return the bytes that a visit may take of a node's memory; none if nothing is known."""
-        limit, free = self._limits[node], self._free_bytes[node]
+        """Return the bytes that a visit may take of a node's memory; none if nothing is known.
+
+        Of a GPU's where it computes on one: limits are of the heap.
+        """
+        free = self._free_bytes[node]
+        limit = 0 if self._config.nodes.on_gpus else self._limits[node]
         return min(limit, free) if limit and free else (limit or free or None)
 
     def has_room(self, visit: Visit, node: int) -> bool:

@@ -32,11 +32,13 @@ COSTS = tuple(
 )
 
 
-def snake(*, nodes=8, rows=320, trips=24, memory_bytes=0, adapt=True, adaptation=None, **section):
+def snake(
+    *, nodes=8, rows=320, trips=24, memory_bytes=0, gpus=0, adapt=True, adaptation=None, **section
+):
     config = SnakeConfig(
         snake=SnakeSection(span_width=2, trips=trips, adapt=adapt, **section),
         adaptation=AdaptationConfig(**(adaptation or {})),
-        nodes=NodesConfig(memory_bytes=memory_bytes),
+        nodes=NodesConfig(memory_bytes=memory_bytes, gpus=gpus),
     )
     made = Snake(config, nodes=nodes, blocks=BLOCKS)
     made.know(Facts(rows=(rows,) * nodes, costs=COSTS))
@@ -157,6 +159,19 @@ def test_a_node_with_a_limit_of_its_own_gets_no_span_beyond_it():
         for node in (0, 1)
     ]
     assert most[1] <= limit < most[0]
+
+
+def test_a_heap_limit_says_nothing_of_a_gpu_whose_free_memory_counts():
+    costs = [snake().outlook.cost(one, 0).device_bytes for one in snake()._places.values()]
+    made = snake(memory_bytes=1, gpus=0.5)
+    assert made.outlook.room(0) is None
+    first = made.next()
+    assert made.outlook.has_room(first, first.node)
+    free = (min(costs) + max(costs)) // 2
+    made.observe(replace(outcome(made, first), free_bytes=free))
+    assert made.outlook.room(first.node) == free
+    fits = [made.outlook.has_room(one, first.node) for one in made._places.values()]
+    assert fits == [one <= free for one in costs]
 
 
 def test_what_a_visit_takes_goes_by_how_its_node_trains():

@@ -18,6 +18,7 @@ INTERRUPTED = 130
 _HELP = getattr(click.exceptions, "NoArgsIsHelpError", ())
 _COMMANDS = (
     "data",
+    "doctor",
     "evaluate",
     "export",
     "nodes",
@@ -55,7 +56,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 failed, 2 bad input, 130 interrupted."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        commands.main(args=arguments, prog_name="ray-snake", standalone_mode=False)
+        # What a command left with, if it was by `click.exceptions.Exit`.
+        sys.exit(commands.main(args=arguments, prog_name="ray-snake", standalone_mode=False))
     except SnakeError as error:
         click.echo(f"ray-snake: {error}", err=True)
         sys.exit(error.exit_status)

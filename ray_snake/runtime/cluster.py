@@ -11,7 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.util.placement_group import PlacementGroup
@@ -23,6 +23,8 @@ from ray_snake.errors import ConfigError, ResourceError, RunError, SnakeError
 from ray_snake.runtime.embedded import lean
 from ray_snake.runtime.placement import NodeGroup, Request, setting_of
 from ray_snake.runtime.warm import WarmProcess
+
+Answer = TypeVar("Answer")
 
 NODE_ID_LABEL = "ray.io/node-id"
 """The label with a machine's id, which Ray gives to each."""
@@ -389,6 +391,33 @@ def on_cluster(nodes: NodesConfig, groups: Sequence[NodeGroup]) -> Callable[...,
         return [found[number] for number in range(len(arguments))]
 
     return run
+
+
+def on_each_machine(
+    function: Callable[[], Answer], seconds: float = 60.0
+) -> list[tuple[str, Answer | SnakeError]]:
+    """Call a function on each machine that is up; return their names and what it returned.
+
+    Args:
+        function: What to call, in a process of its own.
+        seconds: What takes longer counts as an error.
+    """
+    task: Any = ray.remote(num_cpus=0, max_calls=1, max_retries=0)(function)
+    machines = _machines()
+    refs = [task.options(label_selector={NODE_ID_LABEL: one.id}).remote() for one in machines]
+    done, _ = ray.wait(refs, num_returns=len(refs), timeout=seconds)
+    found: list[tuple[str, Answer | SnakeError]] = []
+    for machine, ref in zip(machines, refs, strict=True):
+        if ref not in done:
+            ray.cancel(ref, force=True)
+            problem = f"a task did not end within {seconds:g} s"
+            found.append((machine.name, RunError(problem, "see whether the machine is overloaded")))
+            continue
+        try:
+            found.append((machine.name, ray.get(ref)))
+        except ray.exceptions.RayError as error:
+            found.append((machine.name, error_of(error)))
+    return found
 
 
 def _nodes_of(groups: Sequence[NodeGroup]) -> dict[Request, tuple[int, ...]]:

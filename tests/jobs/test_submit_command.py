@@ -43,6 +43,21 @@ def test_a_failing_job_ends_as_its_command_did_with_the_cause_in_one_line(head, 
     assert "Traceback" not in done.stderr
 
 
+def test_the_doctor_looks_at_the_head_and_says_that_it_wants_a_token(head, folder):
+    for address, subject in ((head.address, "dashboard"), (head.ray_address, "cluster")):
+        done = head.call("doctor", "--address", address, "--json", folder=folder)
+        assert done.returncode == 0, done.stderr
+        found = {one["subject"]: one for one in json.loads(done.stdout)["findings"]}
+        assert (found["token"]["state"], found[subject]["state"]) == ("works", "works")
+    done = head.call(
+        *("doctor", "--address", head.address, "--json"), folder=folder, RAY_AUTH_MODE="disabled"
+    )
+    assert done.returncode == 1
+    found = {one["subject"]: one for one in json.loads(done.stdout)["findings"]}
+    assert found["dashboard"]["state"] == "broken"
+    assert found["dashboard"]["remedy"].startswith("set RAY_AUTH_MODE=token")
+
+
 def test_a_stopped_job_is_resumed_by_another(head, folder, tmp_path):
     runs = ("--storage", str(tmp_path / "runs"))
     long = ("--set", "snake.trips=40", "--set", "training.steps=20")

@@ -56,14 +56,9 @@ DRIVERS = {
     "two-heads": (
         "snake.adapt=true",
         "snake.heads=2",
-        "snake.heads_after_trips=6",
+        "snake.heads_after_trips=3",
         # Nobody waits for a slow node, so that it may take longer.
         "adaptation.patience=2",
-        # A visit takes a second here. What nobody has seen at work yet is not waited for longer
-        # than twice what it would be expected to take, and is no worse for it afterwards.
-        "adaptation.deadline=2",
-        "adaptation.min_deadline_seconds=1",
-        "adaptation.probation_trips=0",
     ),
 }
 # Two classes a node, and as many rows.

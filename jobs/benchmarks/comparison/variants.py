@@ -82,7 +82,7 @@ RIVALS = (
         name="fedavg+la+flip-crop",
         settings={"strategy": "fedavg", "loss": ADJUSTED, "augmentation": AUGMENTED},
     ),
-    # Beside `snake-batch-norm`.
+    # Beside `snake-batch-norm` and `snake-equal-bytes-flip-crop-batch-norm`.
     Variant(
         name="fedavg+batch-norm",
         settings={"strategy": "fedavg", "loss": PLAIN, "model": BATCH_NORM},
@@ -90,6 +90,26 @@ RIVALS = (
     Variant(
         name="cyclic+la+kd+batch-norm",
         settings={"strategy": "cyclic", "loss": KEPT, "model": BATCH_NORM},
+    ),
+    Variant(
+        name="cyclic-equal-bytes+la+kd+flip-crop+batch-norm",
+        settings={
+            "strategy": "cyclic",
+            "loss": KEPT,
+            "augmentation": AUGMENTED,
+            "snake": {"trips": 27},
+            "model": BATCH_NORM,
+        },
+    ),
+    Variant(
+        name="centralised+flip-crop+batch-norm",
+        settings={
+            "strategy": "centralised",
+            "loss": PLAIN,
+            "augmentation": AUGMENTED,
+            "model": BATCH_NORM,
+        },
+        pooled=True,
     ),
 )
 

@@ -7,14 +7,14 @@ import importlib.util
 import os
 import platform
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import psutil
 
 from ray_snake import __version__
-from ray_snake.errors import InputError, SnakeError, StorageError
+from ray_snake.errors import InputError, RunError, SnakeError, StorageError
 from ray_snake.storage import Storage
 from ray_snake.telemetry.format import format_bytes
 
@@ -67,7 +67,7 @@ class Machine:
     cpus: int
     free_bytes: int
     shared_bytes: int | None
-    gpus: tuple[str, ...] = field(default=())
+    gpus: tuple[str, ...] = ()
     has_driver: bool = False
 
 
@@ -173,7 +173,7 @@ def _of_cluster(address: str | None, here: Machine) -> Iterator[Finding]:
         return
     yield Finding(subject=subject, found=f"{found}, machines: {len(answers)}")
     for name, answer in answers:
-        if isinstance(answer, SnakeError):
+        if isinstance(answer, RunError):
             yield _broken(f"machine {name}", answer)
         elif subject == "cluster":
             yield from _of_machine(f"machine {name}", answer)
@@ -220,8 +220,9 @@ def _differences(subject: str, there: Machine, here: Machine) -> Iterator[Findin
 
 def _broken(subject: str, error: SnakeError) -> Finding:
     if isinstance(error, InputError):
-        problem, remedy = f"{error.subject}: {error.problem}", error.remedy
+        found, remedy = f"{error.subject}: {error.problem}", error.remedy
+    elif isinstance(error, RunError):
+        found, remedy = error.problem, error.remedy
     else:
-        problem, remedy = str(error), getattr(error, "remedy", "")
-        problem = problem.removesuffix(f"; {remedy}")
-    return Finding(subject=subject, state="broken", found=problem, remedy=remedy)
+        found, remedy = str(error), ""
+    return Finding(subject=subject, state="broken", found=found, remedy=remedy)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -43,6 +43,27 @@ def _tensors(
         for name, array in state.arrays.items()
         if name.startswith(OPTIMIZER) == optimizer
     }
+
+
+def weighted_mean(
+    versions: Iterable[Mapping[str, Tensor]], weights: Sequence[float]
+) -> dict[str, Tensor]:
+    """Return the weighted mean of versions of one block, one of which is looked at after another.
+
+    Integers, such as a norm's count of batches, are the first one's. The mean of one is that one,
+    bit for bit.
+    """
+    shares = [weight / sum(weights) for weight in weights]
+    mean: dict[str, Tensor] = {}
+    for tensors, share in zip(versions, shares, strict=True):
+        for name, tensor in tensors.items():
+            if not tensor.is_floating_point():
+                mean.setdefault(name, tensor)
+            elif name in mean:
+                mean[name].add_(tensor, alpha=share)
+            else:
+                mean[name] = tensor * share
+    return mean
 
 
 def to_array(tensor: Tensor) -> Array:

@@ -395,7 +395,7 @@ def on_cluster(nodes: NodesConfig, groups: Sequence[NodeGroup]) -> Callable[...,
 
 def on_each_machine(
     function: Callable[[], Answer], seconds: float = 60.0
-) -> list[tuple[str, Answer | SnakeError]]:
+) -> list[tuple[str, Answer | RunError]]:
     """Call a function on each machine that is up; return their names and what it returned.
 
     Args:
@@ -404,20 +404,22 @@ def on_each_machine(
     """
     task: Any = ray.remote(num_cpus=0, max_calls=1, max_retries=0)(function)
     machines = _machines()
+    if not machines:
+        return []
     refs = [task.options(label_selector={NODE_ID_LABEL: one.id}).remote() for one in machines]
     done, _ = ray.wait(refs, num_returns=len(refs), timeout=seconds)
-    found: list[tuple[str, Answer | SnakeError]] = []
-    for machine, ref in zip(machines, refs, strict=True):
+    late = f"a task did not end within {seconds:g} s"
+
+    def answer(ref: ray.ObjectRef[Answer]) -> Answer | RunError:
         if ref not in done:
             ray.cancel(ref, force=True)
-            problem = f"a task did not end within {seconds:g} s"
-            found.append((machine.name, RunError(problem, "see whether the machine is overloaded")))
-            continue
+            return RunError(late, "see whether the machine is overloaded")
         try:
-            found.append((machine.name, ray.get(ref)))
+            return ray.get(ref)
         except ray.exceptions.RayError as error:
-            found.append((machine.name, error_of(error)))
-    return found
+            return RunError(_shown(error), "see that ray-snake is there as it is here")
+
+    return [(one.name, answer(ref)) for one, ref in zip(machines, refs, strict=True)]
 
 
 def _nodes_of(groups: Sequence[NodeGroup]) -> dict[Request, tuple[int, ...]]:
@@ -438,8 +440,11 @@ def error_of(error: Exception) -> SnakeError:
         return cause
     if isinstance(error, SnakeError):
         return error
+    return RunError(_shown(error), "look into it, then go on with --resume")
+
+
+def _shown(error: Exception) -> str:
+    """Return in a line what a Ray call raised, or what made it."""
+    cause = getattr(error, "cause", None)
     shown = cause if isinstance(cause, Exception) else error
-    return RunError(
-        f"{type(shown).__name__}: {' '.join(str(shown).split())[:400]}",
-        "look into it, then go on with --resume",
-    )
+    return f"{type(shown).__name__}: {' '.join(str(shown).split())[:400]}"

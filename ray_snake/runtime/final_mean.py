@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from ray_snake.runtime.journal import Journal, StartRecord, VisitRecord
 
@@ -22,7 +22,7 @@ def versions_since(journal: Journal, first: int) -> Counts:
         if isinstance(record, StartRecord | VisitRecord):
             current.update((one.block, one.version) for one in record.blocks)
         if isinstance(record, VisitRecord) and record.visit >= first:
-            _count(counts, current)
+            count(counts, current)
     return counts
 
 
@@ -36,11 +36,12 @@ def with_last(counts: Counts, journal: Journal, number: int, trained: Collection
         trained: The blocks it gave a new version; none if it was refused.
     """
     current = {one.block: one.version for one in journal.current_blocks()}
-    _count(counts, current | dict.fromkeys(trained, number))
+    count(counts, current | dict.fromkeys(trained, number))
     return counts
 
 
-def _count(counts: Counts, current: dict[int, int]) -> None:
+def count(counts: Counts, current: Mapping[int, int]) -> None:
+    """Let a model count once more: that of these versions, by block."""
     for block, version in current.items():
         own = counts.setdefault(block, {})
         own[version] = own.get(version, 0) + 1

@@ -15,7 +15,7 @@ from ray_snake.errors import VisitFailedError
 from ray_snake.layers.codec import decode
 from ray_snake.layers.files import BlockFiles
 from ray_snake.layers.state import BlockDelta, LayerState, weights_sha256
-from ray_snake.layers.tensors import pack, unpack
+from ray_snake.layers.tensors import pack, unpack, weighted_mean
 from ray_snake.runtime.journal import BlockRecord
 from ray_snake.runtime.messages import EvaluationReport
 from ray_snake.runtime.recipe import Recipe
@@ -93,26 +93,13 @@ class ProcessEngine:
     def average(
         self, version: int, states: Sequence[LayerState], weights: Sequence[float]
     ) -> LayerState:
-        """Return the weighted mean of one block's versions, as a new version.
-
-        Integers, such as a norm's count of batches, are the first one's. The mean of one is that
-        one, bit for bit.
+        """Return the `weighted_mean` of one block's versions, as a new version.
 
         Raises:
             VisitFailedError: If a version has other shapes than the network's, or isn't finite.
         """
         self.check(states)
-        shares = [weight / sum(weights) for weight in weights]
-        mean: dict[str, torch.Tensor] = {}
-        for state, share in zip(states, shares, strict=True):
-            for name, tensor in unpack(state).items():
-                if not tensor.is_floating_point():
-                    mean.setdefault(name, tensor)
-                elif name in mean:
-                    mean[name].add_(tensor, alpha=share)
-                else:
-                    mean[name] = tensor * share
-        return pack(states[0].block, version, mean)
+        return pack(states[0].block, version, weighted_mean(map(unpack, states), weights))
 
     def store(self, states: Sequence[LayerState]) -> tuple[BlockRecord, ...]:
         """Check block versions against the network and write them to storage.

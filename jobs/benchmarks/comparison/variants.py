@@ -13,6 +13,15 @@ KEPT = {"logit_adjustment": 1.0, "distillation": 0.1}
 # He et al. (2016), arXiv:1512.03385, for CIFAR-10.
 AUGMENTED = {"flip": True, "crop": 4}
 BATCH_NORM = {"options": {"norm": "batch"}}
+CENTRALISED_AUGMENTED = {"strategy": "centralised", "loss": PLAIN, "augmentation": AUGMENTED}
+# Beside `snake-equal-bytes-flip-crop`: the whole model goes from node to node as often as FedAvg's
+# bytes pay for.
+CYCLIC_AT_EQUAL_BYTES = {
+    "strategy": "cyclic",
+    "loss": KEPT,
+    "augmentation": AUGMENTED,
+    "snake": {"trips": 27},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,22 +67,9 @@ RIVALS = (
     Variant(
         name="splitfed+la", settings={"strategy": "splitfed", "loss": ADJUSTED, "baseline": SHARED}
     ),
-    # Beside `snake-flip-crop` and `snake-equal-bytes-flip-crop`. The whole model goes from node to
-    # node as often as FedAvg's bytes pay for.
-    Variant(
-        name="cyclic-equal-bytes+la+kd+flip-crop",
-        settings={
-            "strategy": "cyclic",
-            "loss": KEPT,
-            "augmentation": AUGMENTED,
-            "snake": {"trips": 27},
-        },
-    ),
-    Variant(
-        name="centralised+flip-crop",
-        settings={"strategy": "centralised", "loss": PLAIN, "augmentation": AUGMENTED},
-        pooled=True,
-    ),
+    # Beside `snake-flip-crop` and `snake-equal-bytes-flip-crop`.
+    Variant(name="cyclic-equal-bytes+la+kd+flip-crop", settings=CYCLIC_AT_EQUAL_BYTES),
+    Variant(name="centralised+flip-crop", settings=CENTRALISED_AUGMENTED, pooled=True),
     Variant(
         name="fedavg+flip-crop",
         settings={"strategy": "fedavg", "loss": PLAIN, "augmentation": AUGMENTED},
@@ -93,22 +89,11 @@ RIVALS = (
     ),
     Variant(
         name="cyclic-equal-bytes+la+kd+flip-crop+batch-norm",
-        settings={
-            "strategy": "cyclic",
-            "loss": KEPT,
-            "augmentation": AUGMENTED,
-            "snake": {"trips": 27},
-            "model": BATCH_NORM,
-        },
+        settings={**CYCLIC_AT_EQUAL_BYTES, "model": BATCH_NORM},
     ),
     Variant(
         name="centralised+flip-crop+batch-norm",
-        settings={
-            "strategy": "centralised",
-            "loss": PLAIN,
-            "augmentation": AUGMENTED,
-            "model": BATCH_NORM,
-        },
+        settings={**CENTRALISED_AUGMENTED, "model": BATCH_NORM},
         pooled=True,
     ),
 )

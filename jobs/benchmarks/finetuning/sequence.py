@@ -6,7 +6,6 @@ What nodes would have pulled is counted.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +19,9 @@ from ray_snake.engine.device import repeatably, take_device
 from ray_snake.engine.stack import BlockStack
 from ray_snake.engine.trained import Carried
 from ray_snake.engine.visit import train_visit
+from ray_snake.layers.tensors import weighted_mean
 from ray_snake.planning.strategy import make_strategy
+from ray_snake.runtime.final_mean import Counts, count
 from ray_snake.runtime.recipe import Recipe
 from ray_snake.seeds import derive_seed
 
@@ -118,35 +119,25 @@ class _Mean:
     def __init__(self, visits: range, stack: BlockStack) -> None:
         self._visits = visits
         self._stack = stack
-        self._counts: list[Counter[int]] = [Counter() for _ in range(len(stack))]
+        self._counts: Counts = {}
         self._weights: dict[tuple[int, int], dict[str, Tensor]] = {}
 
     def count(self, visit: int, versions: Sequence[int]) -> None:
         """Take the model after a visit into account, if it is one of them."""
         if visit not in self._visits:
             return
-        for block, version in enumerate(versions):
-            if version not in self._counts[block]:
-                tensors = self._stack.tensors(block).items()
-                self._weights[block, version] = {
-                    name: one.detach().clone() for name, one in tensors
-                }
-            self._counts[block][version] += 1
+        count(self._counts, dict(enumerate(versions)))
+        for key in enumerate(versions):
+            if key not in self._weights:
+                tensors = self._stack.tensors(key[0]).items()
+                self._weights[key] = {name: one.detach().clone() for name, one in tensors}
 
     def take_its_place(self) -> None:
         """Load the mean into the network."""
-        for block, counts in enumerate(self._counts):
-            mean: dict[str, Tensor] = {}
-            for version, count in counts.items():
-                for name, tensor in self._weights[block, version].items():
-                    if not tensor.is_floating_point():
-                        mean.setdefault(name, tensor)
-                    elif name in mean:
-                        mean[name].add_(tensor, alpha=count / counts.total())
-                    else:
-                        mean[name] = tensor * (count / counts.total())
-            if mean:
-                self._stack.load(block, mean, trainable=False)
+        for block, counts in self._counts.items():
+            versions = (self._weights[block, version] for version in counts)
+            mean = weighted_mean(versions, [*counts.values()])
+            self._stack.load(block, mean, trainable=False)
 
 
 def _label_counts(config: SnakeConfig, rows: NodeDataset) -> object:

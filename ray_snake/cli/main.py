@@ -23,6 +23,7 @@ _COMMANDS = (
     "export",
     "nodes",
     "plan",
+    "report",
     "simulate",
     "status",
     "submit",

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import tomli_w
 from pydantic import Field, ValidationError, model_validator
 
 from ray_snake.config.cluster import (
@@ -153,6 +154,11 @@ class SnakeConfig(Section):
         """Return the settings as a nested mapping of JSON values; `from_tree` reads it back."""
         return self.model_dump(mode="json")
 
+    def toml(self) -> str:
+        """Return the settings that are not at their default as TOML; `load` reads them back."""
+        # TOML has no null; what is none and not so by default has a word for it.
+        return tomli_w.dumps(_named_none(self.model_dump(mode="json", exclude_defaults=True)))
+
     def changed_keys(self, other: SnakeConfig) -> list[str]:
         """Return the dotted keys that decide a run's weights and differ in `other`."""
         mine, theirs = self.tree(), other.tree()
@@ -170,3 +176,10 @@ class SnakeConfig(Section):
         tree = self.model_dump(mode="json", exclude_defaults=True)
         decisive = json.dumps({key: tree.get(key) for key in self.DECISIVE}, sort_keys=True)
         return hashlib.sha256(decisive.encode()).hexdigest()[:16]
+
+
+def _named_none(tree: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _named_none(value) if isinstance(value, dict) else "none" if value is None else value
+        for key, value in tree.items()
+    }

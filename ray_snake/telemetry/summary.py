@@ -85,13 +85,24 @@ def bytes_moved(visits: Iterable[VisitRecord]) -> int:
 
 def busy_seconds(records: Iterable[VisitRecord | EvaluationRecord]) -> float:
     """Return for how long at least one of these visits and evaluations was under way."""
-    periods = sorted((one.finished_at - one.seconds, one.finished_at) for one in records)
-    total = 0.0
-    counted_until = float("-inf")
-    for start, end in periods:
-        total += max(0.0, end - max(start, counted_until))
-        counted_until = max(counted_until, end)
-    return total
+    return sum(end - start for start, end in busy_periods(records))
+
+
+def busy_periods(
+    records: Iterable[VisitRecord | EvaluationRecord],
+) -> list[tuple[float, float]]:
+    """Return when at least one of these visits and evaluations was under way.
+
+    Returns:
+        Beginning and end of each such period in Unix time, ascending; none touches the next.
+    """
+    periods: list[tuple[float, float]] = []
+    for start, end in sorted((one.finished_at - one.seconds, one.finished_at) for one in records):
+        if periods and start <= periods[-1][1]:
+            first, last = periods.pop()
+            start, end = first, max(last, end)
+        periods.append((start, end))
+    return periods
 
 
 def _metrics(journal: list[VisitRecord | EvaluationRecord]) -> dict[str, float]:

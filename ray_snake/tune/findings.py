@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import tomli_w
 
 from ray_snake.config import SnakeConfig
 from ray_snake.storage import Storage
@@ -44,9 +43,7 @@ def trials_table(trials: Sequence[Trial]) -> pa.Table:
 
 def best_settings(config: SnakeConfig, best: Trial) -> str:
     """Return settings with the best trial's values as TOML that `ray-snake train` takes."""
-    tree = with_values(config, best.values).model_dump(mode="json", exclude_defaults=True)
-    # TOML has no null; what is none and not so by default has a word for it.
-    return tomli_w.dumps(_named_none(tree))
+    return with_values(config, best.values).toml()
 
 
 def write_findings(config: SnakeConfig, trials: Sequence[Trial], storage: Storage) -> list[str]:
@@ -186,10 +183,3 @@ def _png(figure: Any) -> bytes:  # noqa: ANN401 - matplotlib has no types
     figure.savefig(buffer, format="png", dpi=130)
     plt.close(figure)
     return buffer.getvalue()
-
-
-def _named_none(tree: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: _named_none(value) if isinstance(value, dict) else "none" if value is None else value
-        for key, value in tree.items()
-    }

@@ -93,5 +93,9 @@ class DriverFailedError(RunError):
     """The driver actor died."""
 
 
+class TakenOverError(RunError):
+    """Another driver goes on with the run."""
+
+
 class CheckpointError(RunError):
     """Stored blocks or the journal are missing or damaged."""

@@ -18,6 +18,7 @@ SHELLS = {"actors", "answers", "cluster", "driver_actor", "embedded", "jobs", "l
 # What the driver consists of: it does no tensor maths.
 DRIVER_SIDE = {
     "acceptance",
+    "claim",
     "committer",
     "crew",
     "driver",

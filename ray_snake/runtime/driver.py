@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from ray_snake.config import SnakeConfig
-from ray_snake.errors import NodeFailedError, SnakeError, VisitFailedError
+from ray_snake.errors import NodeFailedError, SnakeError, TakenOverError, VisitFailedError
 from ray_snake.layers.ledger import Ledger, Parcel
 from ray_snake.planning.anchor import Anchors
 from ray_snake.planning.span import Visit
 from ray_snake.planning.strategy import Strategy, make_strategy
 from ray_snake.runtime.acceptance import Refuse, judge_visit
+from ray_snake.runtime.claim import Claim
 from ray_snake.runtime.committer import Committer, Result
 from ray_snake.runtime.crew import Crew
 from ray_snake.runtime.events import Event, Recovering, RunEnded, RunStarted
@@ -82,7 +82,7 @@ class Driver:
         self._names = crew.names
         self._facts = crew.facts()
         self._blocks = blocks
-        self._storage = storage
+        self._claim = Claim(storage)
         self._engine = engine
         self._roster = roster
         self._registrar = registrar
@@ -143,7 +143,8 @@ class Driver:
     async def _start(self) -> State:
         """Bring the journal's last model into the object store and take up the strategy there."""
         await self._stop_background()
-        self._journal = journal = await asyncio.to_thread(Journal, self._storage)
+        await asyncio.to_thread(self._claim.take)
+        self._journal = journal = await asyncio.to_thread(Journal, self._claim.storage)
         self._strategy = make_strategy(
             self._config,
             nodes=len(self._facts.rows),
@@ -179,7 +180,7 @@ class Driver:
             await self._recorder_or_fail().start(costs, self._facts.rows)
         await self._compare_bases(journal)
         await self._recorder_or_fail().traffic(visit=self._decided)
-        acts = (lambda: self._registrar.look(self._strategy), self._move)
+        acts = (lambda: self._registrar.look(self._strategy), self._move, self._stay)
         self._attending = [asyncio.create_task(self._again_and_again(one)) for one in acts]
         return Scheduling()
 
@@ -200,6 +201,7 @@ class Driver:
 
         self._recorder = Recorder(
             engine=self._engine,
+            claim=self._claim,
             journal=journal,
             meter=self._meter,
             emit=self._emit,
@@ -259,14 +261,29 @@ class Driver:
             self._supply.close()
         if self._recorder is not None:
             await self._recorder.close()
+            self._recorder = None
 
     @staticmethod
     async def _again_and_again(act: Callable[[], Awaitable[None]]) -> None:
         while True:
-            # What storage or cluster refuse now, they may not refuse next time.
-            with contextlib.suppress(SnakeError):
+            try:
                 await act()
+            except TakenOverError:
+                raise
+            except SnakeError:
+                # What storage or cluster refuse now, they may not refuse next time.
+                pass
             await asyncio.sleep(LOOK_SECONDS)
+
+    def _raise_failure_beside(self) -> None:
+        """Raise what ended a task that goes on beside visits."""
+        for attending in self._attending:
+            if attending.done():
+                attending.result()
+
+    async def _stay(self) -> None:
+        """End soon where another driver has taken the run: nodes may be what it waits for."""
+        await asyncio.to_thread(self._claim.check)
 
     async def _move(self) -> None:
         """Leave machines that are about to go; nodes that are visited, after their visit."""
@@ -278,9 +295,7 @@ class Driver:
     async def _choose(self) -> State:
         """Let nodes join and leave, then begin as many visits as may go on at once."""
         self._roster.raise_failure()
-        for attending in self._attending:
-            if attending.done():
-                attending.result()
+        self._raise_failure_beside()
         changed = await self._registrar.settle(
             strategy=self._strategy,
             recorder=self._recorder_or_fail(),
@@ -306,7 +321,9 @@ class Driver:
 
     async def _await_first(self) -> State:
         """Return the visit that comes back first."""
-        await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
+        awaited: list[asyncio.Future[Any]] = [*self._running, *self._attending]
+        await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
+        self._raise_failure_beside()
         done = next(one for one in self._running if one.done())
         self._running.remove(done)
         return done.result()
@@ -320,36 +337,11 @@ class Driver:
         visit = state.task.visit
         staleness = self._decided - self._decided_before.pop(visit.number)
         verdict = judge_visit(state, staleness, self._config)
-        accepted = not isinstance(verdict, Refuse)
-        report = asdict(state.report)
-        record = VisitRecord(
-            visit=visit.number,
-            trip=visit.trip,
-            node=visit.node,
+        record = state.record(
             node_name=self._names[visit.node],
-            machine=state.machine,
-            span=(visit.span.start, visit.span.stop),
-            trained=visit.trained,
-            learning_rate=state.task.learning_rate,
-            accepted=accepted,
-            reason=verdict.reason if isinstance(verdict, Refuse) else "",
-            bytes_pulled=state.moved.bytes_pulled,
-            bytes_returned=sum(report.pop("parcel_bytes")),
-            exchanged_bytes=state.moved.exchanged_bytes,
-            transfers=state.moved.transfers,
-            **report,
-            seconds=state.seconds,
-            fetch_seconds=state.fetch_seconds,
-            finished_at=time.time(),
-            averaged=visit.averaged,
-            place=visit.place,
-            planned_steps=visit.steps,
-            why=visit.why,
-            late=state.late,
-            predicted_seconds=None if state.prediction is None else state.prediction.seconds,
-            predicted_bytes=None if state.prediction is None else state.prediction.private_bytes,
+            refusal=verdict.reason if isinstance(verdict, Refuse) else "",
             staleness=staleness,
-            versions=state.task.versions if self._config.snake.heads > 1 else (),
+            heads=self._config.snake.heads,
         )
         recorder = self._recorder_or_fail()
         result = Result(
@@ -360,11 +352,11 @@ class Driver:
             machine=state.machine,
             anchors=state.task.anchors,
         )
-        await (self._committer.accept if accepted else self._committer.refuse)(result)
+        await (self._committer.accept if record.accepted else self._committer.refuse)(result)
         self._visitor.decided(visit)
         self._decided += 1
         self._strategy.observe(record.outcome)
-        self._count_decision(record, accepted=accepted)
+        self._count_decision(record)
         in_round = self._is_in_round(visit)
         if visit.averaged and not in_round:
             await self._committer.end_round()
@@ -388,8 +380,8 @@ class Driver:
             one is not None and one.averaged and one.trip == visit.trip for one in others
         )
 
-    def _count_decision(self, record: VisitRecord, *, accepted: bool) -> None:
-        if accepted:
+    def _count_decision(self, record: VisitRecord) -> None:
+        if record.accepted:
             self._refused_in_a_row = 0
         else:
             # Time is no fault of what was trained.

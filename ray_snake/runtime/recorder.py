@@ -12,10 +12,12 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, 
 
 from ray_snake.layers.ledger import BlockVersion
 from ray_snake.planning.cost import BlockCost
+from ray_snake.runtime.claim import Claim
 from ray_snake.runtime.events import Evaluated, Event, VisitDecided
 from ray_snake.runtime.final_mean import Counts, versions_since, with_last
 from ray_snake.runtime.handles import EngineHandle, Meter, Ref
 from ray_snake.runtime.journal import (
+    BlockRecord,
     EvaluationRecord,
     JoinRecord,
     Journal,
@@ -42,6 +44,7 @@ class Recorder:
 
     Args:
         engine: Writes blocks and judges models.
+        claim: The right to write to the run.
         journal: The run's journal.
         meter: Counts what machines receive.
         emit: Told what the journal has.
@@ -55,6 +58,7 @@ class Recorder:
         self,
         *,
         engine: EngineHandle,
+        claim: Claim,
         journal: Journal,
         meter: Meter,
         emit: Callable[[Event], None],
@@ -64,6 +68,7 @@ class Recorder:
         backlog: int = 4,
     ) -> None:
         self._engine = engine
+        self._claim = claim
         self._journal = journal
         self._meter = meter
         self._received_before: int | None = None
@@ -85,9 +90,11 @@ class Recorder:
             costs: What each block costs, where the run adapts.
             rows: Rows of each node's shard.
         """
+        # By the time it is their turn, there may be visits' blocks too.
+        initial = [*self._wholes.values()]
 
         async def work() -> None:
-            blocks = await self._engine.store(list(self._wholes.values()))
+            blocks = await self._stored(initial)
             record = StartRecord(blocks=blocks, costs=costs, rows=rows, finished_at=time.time())
             await self._append(record)
 
@@ -131,7 +138,7 @@ class Recorder:
 
         async def work() -> None:
             made = wholes or await self._decoded(record.visit, refs, anchors)
-            blocks = await self._engine.store(list(made.values())) if made else ()
+            blocks = await self._stored(made.values()) if made else ()
             change = record.update_norm
             if made and change is None:
                 change = await self._engine.update_norm(
@@ -159,7 +166,7 @@ class Recorder:
         self._keep(last.visit, averages, averages)
 
         async def work() -> None:
-            blocks = await self._engine.store(list(averages.values())) if averages else ()
+            blocks = await self._stored(averages.values()) if averages else ()
             ended = last.model_copy(update={"blocks": blocks, "ends_round": True})
             complete = [*records[:-1], ended]
             await self._append(*complete)
@@ -342,7 +349,15 @@ class Recorder:
         await self._hold_over.wait()
         await work()
 
+    async def _stored(self, refs: Iterable[Ref]) -> tuple[BlockRecord, ...]:
+        await asyncio.to_thread(self._claim.check)
+        return await self._engine.store(list(refs))
+
     async def _append(self, *records: JournalRecord) -> None:
+        def append() -> None:
+            self._claim.check()
+            self._journal.append(*records)
+
         # A cancelled append would go on in its thread, and could later write over newer records.
-        self._writing = asyncio.ensure_future(asyncio.to_thread(self._journal.append, *records))
+        self._writing = asyncio.ensure_future(asyncio.to_thread(append))
         await asyncio.shield(self._writing)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ray_snake.errors import SnakeError
 from ray_snake.planning.outlook import Prediction
 from ray_snake.planning.span import Visit
+from ray_snake.runtime.journal import VisitRecord
 from ray_snake.runtime.messages import VisitReport, VisitTask
 from ray_snake.runtime.supply import Moved
 
@@ -61,6 +63,47 @@ class Deciding:
     fetch_seconds: float = 0.0
     prediction: Prediction | None = None
     late: bool = False
+
+    def record(self, *, node_name: str, refusal: str, staleness: int, heads: int) -> VisitRecord:
+        """Return what the journal is to say of it, decided now.
+
+        Args:
+            node_name: Its node's name.
+            refusal: Why it is refused; empty if it is accepted.
+            staleness: How many results came in between its start and now.
+            heads: Of the run.
+        """
+        visit = self.task.visit
+        report = asdict(self.report)
+        return VisitRecord(
+            visit=visit.number,
+            trip=visit.trip,
+            node=visit.node,
+            node_name=node_name,
+            machine=self.machine,
+            span=(visit.span.start, visit.span.stop),
+            trained=visit.trained,
+            learning_rate=self.task.learning_rate,
+            accepted=not refusal,
+            reason=refusal,
+            bytes_pulled=self.moved.bytes_pulled,
+            bytes_returned=sum(report.pop("parcel_bytes")),
+            exchanged_bytes=self.moved.exchanged_bytes,
+            transfers=self.moved.transfers,
+            **report,
+            seconds=self.seconds,
+            fetch_seconds=self.fetch_seconds,
+            finished_at=time.time(),
+            averaged=visit.averaged,
+            place=visit.place,
+            planned_steps=visit.steps,
+            why=visit.why,
+            late=self.late,
+            predicted_seconds=None if self.prediction is None else self.prediction.seconds,
+            predicted_bytes=None if self.prediction is None else self.prediction.private_bytes,
+            staleness=staleness,
+            versions=self.task.versions if heads > 1 else (),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ import subprocess
 import sysconfig
 from pathlib import Path
 
+import psutil
 import pytest
 from scenarios import DEADLINE_SECONDS, NODES, SETTINGS, VISITS, kill_tree, toml, until
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -59,6 +60,18 @@ class Command:
         return json.loads(out.splitlines()[-1])
 
 
+def stop_nodes(process):
+    """Leave a run in the middle of a visit."""
+    nodes = [
+        one
+        for one in psutil.Process(process.pid).children(recursive=True)
+        if one.cmdline()[:1] == ["ray::SnakeNode"] or one.name().startswith("ray::SnakeNode")
+    ]
+    assert nodes
+    for one in nodes:
+        one.suspend()
+
+
 @pytest.fixture
 def command(tmp_path):
     return Command(tmp_path)
@@ -105,3 +118,19 @@ def test_an_interrupted_run_says_so_and_is_resumed_to_the_same_weights(command, 
     assert 2 <= counts[0] < counts[1] < VISITS
     summary = command.finish(*cluster, "--resume")
     assert summary["weights_sha256"] == reference.summary["weights_sha256"]
+
+
+def test_a_run_that_is_resumed_while_it_goes_on_is_the_second_ones(command, reference):
+    first = command.start()
+    command.wait_for_visits(first, 2)
+    stop_nodes(first)
+    summary = command.finish("--resume")
+    out, err = first.communicate(timeout=DEADLINE_SECONDS)
+    assert first.returncode == 1, err
+    assert out == ""
+    last = err.splitlines()[-1]
+    assert last.startswith(f"ray-snake: run {command.run.uri} was taken over by a driver on ")
+    assert last.endswith("leave it to that one, or end it and --resume here")
+    assert "Traceback" not in err
+    assert summary["weights_sha256"] == reference.summary["weights_sha256"]
+    assert command.visits() == list(range(1, VISITS + 1))

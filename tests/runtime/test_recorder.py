@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 from fakes import BLOCK_BYTES, FakeBlock, FakeEngine, FakeMeter, Fault, run, until
 
-from ray_snake.errors import StorageError
+from ray_snake.errors import StorageError, TakenOverError
 from ray_snake.runtime import recorder as recorder_module
+from ray_snake.runtime.claim import Claim
 from ray_snake.runtime.events import Evaluated, VisitDecided
 from ray_snake.runtime.handles import BlocksLostError, ProcessLostError
 from ray_snake.runtime.journal import BlockRecord, Journal, TrafficRecord, Transfer, VisitRecord
@@ -86,12 +87,14 @@ def make(
     storage,
     emit=lambda event: None,
     engine=None,
+    claim=None,
     wholes=None,
     on_whole=lambda *told_of: None,
     **options,
 ):
     return Recorder(
         engine=engine or FakeEngine(cluster, 1),
+        claim=claim or Claim(storage),
         journal=Journal(storage),
         meter=FakeMeter(cluster),
         emit=emit,
@@ -428,3 +431,38 @@ def test_who_gives_up_waiting_ends_nothing(cluster, storage):
 def test_drain_of_nothing_returns(cluster, storage):
     run(make(cluster, storage).drain())
     assert kinds(storage) == []
+
+
+def test_a_run_begins_with_its_initial_weights_however_late_they_are_stored(cluster, storage):
+    async def scenario():
+        cluster.store_gate = asyncio.Event()
+        recorder = make(cluster, storage)
+        await recorder.start()
+        whole = {0: block(1)}
+        await recorder.visit(record(1), whole, anchors=None, wholes=whole)
+        cluster.store_gate.set()
+        await recorder.drain()
+
+    run(scenario())
+    start, visit = Journal(storage)
+    assert [one.version for one in start.blocks] == [0]
+    assert [one.version for one in visit.blocks] == [1]
+
+
+def test_once_another_driver_has_the_run_nothing_is_stored_journalled_or_deleted(cluster, storage):
+    async def scenario():
+        claim = Claim(storage)
+        claim.take()
+        recorder = make(cluster, storage, claim=claim)
+        await recorder.start()
+        await recorder.drain()
+        Claim(storage).take()
+        calls = dict(cluster.calls)
+        await recorder.visit(record(1), {0: block(1)}, anchors=None)
+        with pytest.raises(TakenOverError, match="was taken over"):
+            await recorder.drain()
+        assert dict(cluster.calls) == calls
+
+    run(scenario())
+    assert kinds(storage) == ["start"]
+    assert [*cluster.stored] == [(0, 0)]

@@ -96,6 +96,7 @@ class FakeCluster:
         readings: What the meter reads next, by machine; nothing once they are used up.
         draining: Groups whose machine is about to go, until they are launched again.
         at_hand: Contents, by number, of bases that every node has from elsewhere.
+        delays: How often an engine method gives way to other tasks before it begins.
     """
 
     faults: dict[tuple[str, int], list[Fault]] = field(default_factory=dict)
@@ -112,6 +113,7 @@ class FakeCluster:
     readings: list = field(default_factory=list)
     draining: set = field(default_factory=set)
     at_hand: dict[int, str] = field(default_factory=dict)
+    delays: dict[str, int] = field(default_factory=dict)
 
     async def examine(self, source):
         """Find eight rows in every shard but those called `empty`; none answers of one `away`."""
@@ -277,6 +279,8 @@ class FakeEngine:
 
     async def _called(self, method):
         self._cluster.calls[method] += 1
+        for _ in range(self._cluster.delays.get(method, 0)):
+            await asyncio.sleep(0)
         await self._cluster.take_fault(method, self._cluster.calls[method])
 
     async def start(self):

@@ -84,7 +84,7 @@ def draw(course: Course) -> list[Figure]:
         return [
             *([_learned(course)] if course.judged else []),
             _losses(course),
-            _snake(course),
+            _trained(course),
             _timeline(course),
             _coverage(course),
             _bytes(course),
@@ -207,7 +207,7 @@ def _losses(course: Course) -> Figure:
     )
 
 
-def _snake(course: Course) -> Figure:
+def _trained(course: Course) -> Figure:
     """Return which blocks each visit trained, in the colour of its node."""
     figure, (axis,) = _axes(height=_height(course.blocks))
     colours = np.array(_colours(len(course.names)))
@@ -226,9 +226,8 @@ def _snake(course: Course) -> Figure:
     _name(axis.yaxis, [str(block) for block in range(course.blocks)])
     return _figure(
         figure,
-        title="The snake",
-        caption="The blocks that each visit trained, in the colour of its node; grey where the "
-        "result was refused.",
+        title="What each visit trained",
+        caption="Its blocks, in the colour of its node; grey where the result was refused.",
     )
 
 
@@ -316,7 +315,7 @@ def _bytes(course: Course) -> Figure:
     axis.set(xlabel="trip", ylabel=unit, xlim=(0.5, last + 0.5))
     axis.grid(alpha=0.3, axis="y")
     if len(axis.containers) > 1:
-        axis.legend(frameon=False)
+        figure.legend(loc="outside upper right", ncols=len(parts), frameon=False)
     return _figure(
         figure,
         title="Bytes moved",

@@ -4,7 +4,7 @@ import pytest
 FIGURES = [
     "Accuracy on held-out rows",
     "Training loss",
-    "The snake",
+    "What each visit trained",
     "Who worked when",
     "Coverage",
     "Bytes moved",

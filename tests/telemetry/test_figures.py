@@ -13,7 +13,7 @@ from ray_snake.telemetry.summary import busy_periods, busy_seconds
 TITLES = {
     "Accuracy on held-out rows",
     "Training loss",
-    "The snake",
+    "What each visit trained",
     "Who worked when",
     "Coverage",
     "Bytes moved",
@@ -69,7 +69,10 @@ def test_the_same_journal_gives_the_same_bytes(visit_record, evaluation_record):
 
 def test_refused_visits_without_a_finite_loss_are_no_obstacle(visit_record):
     refused = visit_record(2, accepted=False, loss=float("nan"), reason="not finite")
-    assert titles(draw(course([visit_record(1), refused]))) >= {"The snake", "Training loss"}
+    assert titles(draw(course([visit_record(1), refused]))) >= {
+        "What each visit trained",
+        "Training loss",
+    }
 
 
 def test_a_name_is_text_whatever_is_in_it(visit_record):

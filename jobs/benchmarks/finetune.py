@@ -10,8 +10,8 @@ Make model and data as the configuration's first lines say, then in that folder
 
     python jobs/benchmarks/finetune.py --task reviews --seeds 3 --json
 
-`--tune` trains each way with its `rates` in half as many trips, and judges it on training rows that
-were held out.
+`--tune` trains each way with its `rates` in half as many trips, with seed 0 or each `--seed`, and
+judges it on training rows that were held out.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def main(
         known=[] if known is None else read_rows(Path(known)),
     )
     if tune:
-        rows = table.tuned(ways)
+        rows = table.tuned(ways, own_seeds or [TUNING_SEED])
     elif finished:
         rows = table.finished()
     else:
@@ -131,11 +131,11 @@ class FineTuning:
         cells = [(way, seed, self._rate or rates.get(way.name)) for seed in seeds for way in ways]
         return _in_order([self._row(*cell, rows, tuning=False) for cell in cells])
 
-    def tuned(self, ways: Sequence[Way]) -> list[Row]:
+    def tuned(self, ways: Sequence[Way], seeds: Sequence[int]) -> list[Row]:
         """Return the rows of all ways with each of their rates, judged on held-out rows."""
         rows = held_out_rows(task_rows(self._config), self._folder / "held-out")
-        cells = [(way, rate) for way in ways for rate in self._rates(way)]
-        return [self._row(way, TUNING_SEED, rate, rows, tuning=True) for way, rate in cells]
+        cells = [(way, seed, rate) for way in ways for rate in self._rates(way) for seed in seeds]
+        return [self._row(*cell, rows, tuning=True) for cell in cells]
 
     def _rates(self, way: Way) -> Sequence[float]:
         return way.rates if self._rate is None else [self._rate]

@@ -195,7 +195,11 @@ def test_rates_are_compared_on_training_rows_that_are_held_out(reviews, workplac
     # A quarter of the training rows, in half of the trips.
     assert {(row["judged_rows"], row["samples"]) for row in tuned["rows"]} == {(20, 32)}
     one, _ = compare(workplace, "reviews", *ways("lisa"), "--tune", "--rate", "0.01")
-    assert [row["learning_rate"] for row in one["rows"]] == [0.01]
+    assert [(row["learning_rate"], row["seed"]) for row in one["rows"]] == [(0.01, 0)]
+    seeds = ["--seed", "0", "--seed", "4"]
+    two, log = compare(workplace, "reviews", *ways("lisa"), "--tune", "--rate", "0.01", *seeds)
+    assert [(row["seed"], row["judged_rows"]) for row in two["rows"]] == [(0, 20), (4, 20)]
+    assert log.count("training") == 1
 
 
 @pytest.mark.parametrize(("kept", "mean"), [("reset", "none"), ("carry", "none"), ("carry", "3")])

@@ -67,6 +67,7 @@ def _say_what_next(run: str, summary: dict[str, Any]) -> None:
         f"The run is in {run}\n\n"
         "What next:\n"
         f"  {_on_path('tensorboard')} --logdir {run}/tensorboard\n"
+        f"  {_on_path('ray-snake')} report {run} --out report.html\n"
         f"  {_on_path('ray-snake')} evaluate {run}\n"
         f"  {_on_path('ray-snake')} export {run} --format safetensors --out model.safetensors",
         err=True,

@@ -3,11 +3,22 @@
 from functools import cache
 from tempfile import TemporaryDirectory
 
+import pytest
 from fakes import FakeCluster, Fault, digest, make_config, make_driver, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_snake.runtime.journal import Journal, StartRecord
+from ray_snake.planning.trips import Trips
+from ray_snake.runtime import driver as driver_module
+from ray_snake.runtime.events import VisitStarted
+from ray_snake.runtime.journal import (
+    JoinRecord,
+    Journal,
+    LeaveRecord,
+    StartRecord,
+    VisitRecord,
+)
+from ray_snake.runtime.requests import AddRequest, Mailbox, RemoveRequest
 from ray_snake.runtime.states import Failed, Finished
 from ray_snake.storage import Storage
 
@@ -45,6 +56,14 @@ SEVERAL_HEADS = {
 }
 
 
+@pytest.fixture(autouse=True, scope="module")
+def quick_looks():
+    """Let the driver look for requests, and who has the run, every millisecond."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(driver_module, "LOOK_SECONDS", 0.001)
+        yield
+
+
 def faults(*kinds):
     """Return up to four calls in which something goes wrong, and what."""
     calls = st.one_of(
@@ -67,19 +86,19 @@ def clean(method):
         return trained(FakeCluster(), method, Storage(folder)).weights_sha256
 
 
-def trained(cluster, method, storage, mode="p2p"):
+def trained(cluster, method, storage, mode="p2p", emit=None):
     config = make_config(transport={"mode": mode}, **(METHODS | SEVERAL_HEADS)[method])
-    return run(make_driver(cluster, config, storage, nodes=NODES, evaluates=True).run())
+    return run(make_driver(cluster, config, storage, nodes=NODES, evaluates=True, emit=emit).run())
 
 
-def trained_to_its_end(method, storage, mode, faults, delays):
+def trained_to_its_end(method, storage, mode, faults, delays, emit=None):
     """Train, and as with --resume go on with other processes, until nothing is left to go wrong."""
     left = {key: list(some) for key, some in faults.items()}
     cluster = FakeCluster(faults=left, delays=delays)
-    state = trained(cluster, method, storage, mode)
+    state = trained(cluster, method, storage, mode, emit)
     while isinstance(state, Failed):
         cluster = FakeCluster(faults=left, delays=delays, stored=cluster.stored)
-        state = trained(cluster, method, storage, mode)
+        state = trained(cluster, method, storage, mode, emit)
     assert isinstance(state, Finished)
     return cluster, state
 
@@ -129,3 +148,55 @@ def test_every_node_is_visited_in_every_trip_and_what_is_stored_is_what_was_trai
     anchors = 0 if METHODS.get(method, {}).get("codec") is None else BLOCKS
     assert len(cluster.stored) <= BLOCKS + anchors
     assert_it_began_once_with_its_initial_weights(journal)
+
+
+def request(kind, number):
+    if kind == "add":
+        return AddRequest(uri=f"/shards/late-{number}.arrow")
+    return RemoveRequest(node=number, name=f"clinic-{number}")
+
+
+@given(
+    method=st.sampled_from(("snake", "snake that travels as differences", "fedavg", "two heads")),
+    mode=st.sampled_from(("p2p", "client_server")),
+    faults=faults(*LOST, Fault.RAISES),
+    delays=DELAYS,
+    requests=st.dictionaries(
+        st.integers(1, VISITS),
+        st.tuples(st.sampled_from(("add", "remove")), st.integers(0, NODES)),
+        max_size=4,
+    ),
+)
+@settings(deadline=None, max_examples=100)
+def test_nodes_come_and_go_meanwhile_and_members_are_visited_in_every_trip(
+    method, mode, faults, delays, requests
+):
+    left = dict(requests)
+    keys = []
+    with TemporaryDirectory() as folder:
+        storage = Storage(folder)
+        mailbox = Mailbox(storage)
+
+        def ask(event):
+            if isinstance(event, VisitStarted) and event.visit.number in left:
+                keys.append(mailbox.post(request(*left.pop(event.visit.number))))
+
+        cluster, _ = trained_to_its_end(method, storage, mode, faults, delays, ask)
+        journal = Journal(storage)
+        answers = [mailbox.take_answer(key) for key in keys]
+        assert not mailbox.waiting()
+    assert None not in answers
+    assert sum(not one.subject for one in answers) == len(journal.changes)
+    trips = Trips(nodes=NODES, trips=TRIPS)
+    for record in journal:
+        if isinstance(record, VisitRecord | JoinRecord | LeaveRecord):
+            trips.begin_through(record.trip)
+        if isinstance(record, JoinRecord):
+            trips.join()
+        elif isinstance(record, LeaveRecord):
+            trips.leave(record.node)
+        elif isinstance(record, VisitRecord):
+            trips.take(record.trip, record.node)
+    assert trips.is_over
+    for one in journal.current_blocks():
+        assert cluster.stored[one.block, one.version].content == one.checksum

@@ -24,6 +24,7 @@ from ray_snake.runtime.journal import (
 from ray_snake.telemetry.figures import Course, draw
 from ray_snake.telemetry.format import format_bytes, format_seconds
 from ray_snake.telemetry.members import Member, all_names, run_members, run_trips
+from ray_snake.telemetry.status import NodeStatus, run_status
 from ray_snake.telemetry.summary import run_summary
 
 TEMPLATE = "report.html"
@@ -38,18 +39,16 @@ class NodeLine:
     Attributes:
         member: Who it is.
         samples: Samples that its accepted visits trained on.
-        seconds: What its visits took in the mean; none before the first.
         bytes_pulled: What it pulled, as if alone on its machine.
         refused: Visits whose result was refused.
-        late: Visits that were stopped at their deadline.
+        status: What it has done besides.
     """
 
     member: Member
     samples: int
-    seconds: float | None
     bytes_pulled: int
     refused: int
-    late: int
+    status: NodeStatus
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +103,12 @@ def render_report(
         facts=_facts(course, records),
         figures=draw(course),
         nodes=[
-            _node(member, [one for one in visits if one.node == member.node])
-            for member in run_members(config, names, records)
+            _node(member, status, [one for one in visits if one.node == member.node])
+            for member, status in zip(
+                run_members(config, names, records),
+                run_status(config, names, records).nodes,
+                strict=True,
+            )
         ],
         incidents=_incidents(nodes, records),
         most_incidents=MOST_INCIDENTS,
@@ -152,14 +155,13 @@ def _end(records: Sequence[JournalRecord]) -> float:
     return max(one.finished_at for one in records)
 
 
-def _node(member: Member, visits: Sequence[VisitRecord]) -> NodeLine:
+def _node(member: Member, status: NodeStatus, visits: Sequence[VisitRecord]) -> NodeLine:
     return NodeLine(
         member=member,
         samples=sum(one.samples for one in visits if one.accepted),
-        seconds=sum(one.seconds for one in visits) / len(visits) if visits else None,
         bytes_pulled=sum(one.bytes_pulled for one in visits),
         refused=sum(not one.accepted for one in visits),
-        late=sum(one.late for one in visits),
+        status=status,
     )
 
 

@@ -13,6 +13,9 @@ KEPT = {"logit_adjustment": 1.0, "distillation": 0.1}
 # He et al. (2016), arXiv:1512.03385, for CIFAR-10.
 AUGMENTED = {"flip": True, "crop": 4}
 BATCH_NORM = {"options": {"norm": "batch"}}
+# Zhong et al. (2023), arXiv:2303.06530: BatchNorm, whose statistics stay as they are after a third
+# of the trips.
+FIXBN = {"model": BATCH_NORM, "training": {"fix_norms_after_trips": 4}}
 CENTRALISED_AUGMENTED = {"strategy": "centralised", "loss": PLAIN, "augmentation": AUGMENTED}
 # Beside `snake-equal-bytes-flip-crop`: the whole model goes from node to node as often as FedAvg's
 # bytes pay for.
@@ -87,6 +90,15 @@ RIVALS = (
         name="cyclic+la+kd+batch-norm",
         settings={"strategy": "cyclic", "loss": KEPT, "model": BATCH_NORM},
     ),
+    # Beside `snake-fixbn`.
+    Variant(name="fedavg+fixbn", settings={"strategy": "fedavg", "loss": PLAIN, **FIXBN}),
+    Variant(name="fedavg+la+fixbn", settings={"strategy": "fedavg", "loss": ADJUSTED, **FIXBN}),
+    Variant(name="cyclic+la+kd+fixbn", settings={"strategy": "cyclic", "loss": KEPT, **FIXBN}),
+    Variant(
+        name="centralised+batch-norm",
+        settings={"strategy": "centralised", "loss": PLAIN, "model": BATCH_NORM},
+        pooled=True,
+    ),
     Variant(
         name="cyclic-equal-bytes+la+kd+flip-crop+batch-norm",
         settings={**CYCLIC_AT_EQUAL_BYTES, "model": BATCH_NORM},
@@ -157,12 +169,7 @@ SNAKES = (
     snake("snake-proximal", "proximal", loss={**KEPT, "proximal": 0.01}),
     snake("snake-carry", "optimizer state", training={"optimizer_state": "carry"}),
     snake("snake-batch-norm", "norm", model=BATCH_NORM),
-    snake(
-        "snake-fixbn",
-        "norm",
-        model=BATCH_NORM,
-        training={"fix_norms_after_trips": 4},
-    ),
+    snake("snake-fixbn", "norm", **FIXBN),
     snake("snake-no-norm", "norm", model={"options": {"norm": "none"}}),
     snake("snake-flip-crop", "augmentation", augmentation=AUGMENTED),
     snake("snake-equal-bytes-flip-crop", "augmentation", snake=LONG, augmentation=AUGMENTED),

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from ray_snake.cli.options import config_argument, set_option
 from ray_snake.config import SnakeConfig
-from ray_snake.planning.memory import rows_at_once, suffix_of
+from ray_snake.planning.memory import rows_at_once, span_of, suffix_of
 from ray_snake.planning.span import Visit
 from ray_snake.telemetry.format import format_bytes, format_seconds
 
@@ -48,7 +48,7 @@ def plan(config: Path, settings: tuple[str, ...], shown_trips: int) -> None:
     blocks = _table("Blocks", "block", "name", "weights", *bases, "forward/sample", "saved/sample")
     visits = _table(
         f"The first of {loaded.snake.trips} trips",
-        *("visit", "trip", "node", "span", "trains", "rows", "at once", "frozen"),
+        *("visit", "trip", "node", "span", "trains", "rows", "at once", "trained", "frozen"),
         *("time", "GPU memory" if loaded.nodes.on_gpus else "memory", "pulls", "why"),
     )
     for index, one in enumerate(found.blocks):
@@ -70,6 +70,7 @@ def plan(config: Path, settings: tuple[str, ...], shown_trips: int) -> None:
             _ranges(row.visit.trained),
             str(nodes[row.visit.node].samples),
             str(rows_at_once(training, nodes[row.visit.node].samples)[0]),
+            span_of(training),
             f"{training.residency}, {suffix_of(training)}",
             format_seconds(row.cost.seconds),
             format_bytes(row.cost.peak_bytes(on_gpu=loaded.nodes.on_gpus)),
@@ -97,7 +98,7 @@ def _reason(visit: Visit, config: SnakeConfig) -> str:
 def _table(title: str, *headings: str) -> Table:
     table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, title_justify="left")
     for heading in headings:
-        text = heading in ("name", "node", "span", "trains", "frozen", "why")
+        text = heading in ("name", "node", "span", "trains", "trained", "frozen", "why")
         table.add_column(heading, justify="left" if text else "right", no_wrap=True)
     return table
 

@@ -197,6 +197,12 @@ class TrainingConfig(Section):
         "`lean`: the least that the gradient of their input needs, to the same up to rounding. "
         "`auto`: `eager`, or `lean` where a node's memory limit asks for it.",
     )
+    span: Literal["auto", "eager", "recompute"] = Field(
+        default="auto",
+        description="What trained blocks keep for the backward pass. `eager`: what torch keeps. "
+        "`recompute`: their input alone; they run again then, to the same bits (activation "
+        "checkpointing). `auto`: `eager`, or `recompute` where a node's memory limit asks for it.",
+    )
     residency: Literal["resident", "stream"] = Field(
         default="resident",
         description="Where frozen blocks are during a visit. `resident`: all in memory. `stream`: "

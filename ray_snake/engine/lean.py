@@ -30,13 +30,17 @@ from ray_snake.engine.lean_layers import (
     Rectifier,
     Size,
 )
-from ray_snake.engine.recompute import run_again
+from ray_snake.engine.recompute import (
+    BATCH_NORMS,
+    CONVOLUTIONS,
+    MAKE_NEW,
+    ROW_NORMS,
+    keeping_input,
+    leaves,
+    run_again,
+)
 from ray_snake.engine.stack import BlockRun
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_ROW_NORMS = (nn.GroupNorm, nn.LayerNorm)
-_MAKE_NEW = (*_CONVOLUTIONS, *_BATCH_NORMS, *_ROW_NORMS, nn.Linear)
 _KEEP_LITTLE = (nn.Linear, nn.ReLU, nn.AvgPool2d)
 _KEEP_NOTHING = (
     nn.Identity,
@@ -64,11 +68,11 @@ def lean_run(block: nn.Module) -> BlockRun:
         A function of the block's input, (batch, ...) of a floating-point dtype, which gradients
         flow to.
     """
-    layers = _leaves(block)
+    layers = leaves(block)
     if not all(_is_known(layer) for layer in layers):
         return partial(run_again, _repeatable(block))
     block = _in_place(block)
-    if not any(type(layer) in _ROW_NORMS for layer in layers):
+    if not any(type(layer) in ROW_NORMS for layer in layers):
         return partial(_in_lean_form, block)
     whole = _repeatable(block)
     norm = _first_norm(block)
@@ -200,29 +204,24 @@ _FORMS: dict[Callable[..., Any], Callable[..., Any]] = {
 }
 
 
-def _leaves(block: nn.Module) -> list[nn.Module]:
-    """Return the layers of a block: its modules that have no others in them."""
-    return [one for one in block.modules() if next(one.children(), None) is None]
-
-
 def _is_known(layer: nn.Module) -> bool:
     """Return whether what a layer keeps is known here, and it is the least."""
-    if type(layer) in _CONVOLUTIONS:
+    if type(layer) in CONVOLUTIONS:
         return not isinstance(layer.padding, str)
-    if type(layer) in _BATCH_NORMS:
+    if type(layer) in BATCH_NORMS:
         return bool(layer.track_running_stats)
     if type(layer) is nn.MaxPool2d:
         return not layer.return_indices
     if type(layer) is nn.AdaptiveAvgPool2d:
         # A mean; with any other size torch keeps the input.
         return layer.output_size in (1, (1, 1))
-    return type(layer) in (*_ROW_NORMS, *_KEEP_LITTLE, *_KEEP_NOTHING)
+    return type(layer) in (*ROW_NORMS, *_KEEP_LITTLE, *_KEEP_NOTHING)
 
 
 def _grows(layers: nn.Sequential, x: Tensor) -> bool:
     """Return whether layers are one convolution or linear layer that makes more than it gets."""
     layer = layers[0]
-    if len(layers) > 1 or not isinstance(layer, (*_CONVOLUTIONS, nn.Linear)):
+    if len(layers) > 1 or not isinstance(layer, (*CONVOLUTIONS, nn.Linear)):
         return False
     if isinstance(layer, nn.Linear):
         return layer.out_features > layer.in_features
@@ -245,7 +244,7 @@ def _in_place(block: nn.Module) -> nn.Module:
         return block
     layers: list[nn.Module] = []
     for layer in block:
-        if type(layer) is nn.ReLU and layers and type(layers[-1]) in _MAKE_NEW:
+        if type(layer) is nn.ReLU and layers and type(layers[-1]) in MAKE_NEW:
             layers.append(nn.ReLU(inplace=True).train(layer.training))
         else:
             layers.append(_in_place(layer))
@@ -255,19 +254,14 @@ def _in_place(block: nn.Module) -> nn.Module:
 def _first_norm(block: nn.Module) -> int:
     """Return the number of the first child with a norm over whole rows; 0 without one."""
     for number, child in enumerate(block.children()):
-        if any(type(layer) in _ROW_NORMS for layer in child.modules()):
+        if any(type(layer) in ROW_NORMS for layer in child.modules()):
             return number
     return 0
 
 
-def _repeatable(block: nn.Module) -> Callable[[Tensor], Tensor]:
+def _repeatable(block: nn.Module) -> BlockRun:
     """Return what runs a block in lean form and leaves its input as it is."""
-    layers = _leaves(block)
-    in_a_row = all(isinstance(one, nn.Sequential) for one in block.modules() if one not in layers)
-    takes_copies = in_a_row and type(layers[0]) in _MAKE_NEW
-    if takes_copies or not any(getattr(layer, "inplace", False) for layer in layers):
-        return partial(_in_lean_form, block)
-    return lambda x: _in_lean_form(block, x.clone())
+    return keeping_input(block, partial(_in_lean_form, block))
 
 
 def _flows_to(args: tuple[Any, ...]) -> bool:

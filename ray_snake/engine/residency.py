@@ -20,10 +20,10 @@ from torch import Tensor
 
 from ray_snake.config import TrainingConfig
 from ray_snake.engine.device_feed import DeviceFeed
-from ray_snake.engine.recompute import run_again
+from ray_snake.engine.recompute import keeping_input, run_again
 from ray_snake.engine.stack import BlockRun, BlockStack
-from ray_snake.engine.suffix import suffix_runs, where_gradients_flow
-from ray_snake.planning.memory import suffix_of
+from ray_snake.engine.suffix import span_runs, suffix_runs, where_gradients_flow
+from ray_snake.planning.memory import span_of, suffix_of
 
 DTYPES: dict[str, torch.dtype | None] = {
     "model": None,
@@ -74,7 +74,7 @@ class FrozenBlocks:
         stack: The network, loaded. Where `brings_in` says so, its frozen blocks may lie in the
             CPU's memory, whatever the device.
         trained: Numbers of the blocks that train; all others are frozen.
-        training: Residency, dtype, and what frozen blocks keep for the backward pass.
+        training: Residency, dtype, and what blocks keep for the backward pass.
         device: Where to compute.
 
     Attributes:
@@ -93,6 +93,7 @@ class FrozenBlocks:
         self._stack = stack
         self._trained = frozenset(trained)
         self._suffix = suffix_of(training)
+        self._span = span_of(training)
         self._dtype = DTYPES[training.frozen_dtype]
         self._device = device
         self._brings_in = brings_in(training)
@@ -179,7 +180,9 @@ class FrozenBlocks:
 
     def _runs(self) -> dict[int, BlockRun]:
         stack = self._stack
-        runs = {} if self.streams else suffix_runs(stack, self._trained, self._suffix)
+        runs = span_runs(stack, self._trained, self._span)
+        if not self.streams:
+            runs |= suffix_runs(stack, self._trained, self._suffix)
         if not self.streams and self._dtype is None:
             return runs
         for index, block in enumerate(stack.blocks):
@@ -200,7 +203,8 @@ class FrozenBlocks:
 
         if index in self._trained:
             return work
-        return where_gradients_flow(partial(run_again, work), otherwise=work)
+        again = partial(run_again, keeping_input(block, work))
+        return where_gradients_flow(again, otherwise=work)
 
     def _typed(self, index: int, run: BlockRun) -> BlockRun:
         """Return what runs a block on inputs cast to the dtype that it computes in."""

@@ -20,6 +20,7 @@ from ray_snake.engine.batch_result import BatchResult, judge_batch
 from ray_snake.engine.objective import Objective
 from ray_snake.engine.samples import Samples, load_batch
 from ray_snake.engine.stack import BlockStack
+from ray_snake.engine.suffix import span_runs
 from ray_snake.engine.trained import TrainedBlocks
 from ray_snake.engine.visit import (
     TrainingMeter,
@@ -30,6 +31,7 @@ from ray_snake.engine.visit import (
     visit_samples,
 )
 from ray_snake.planning.cost import total_steps
+from ray_snake.planning.memory import span_of
 from ray_snake.seeds import derive_seed
 
 
@@ -110,6 +112,7 @@ def train_front(
         torch.manual_seed(seed)
         started = time.perf_counter()
         stack.freeze_all_but(range(cut), fix_norms=fix_norms)
+        stack.runs = span_runs(stack, range(cut), span_of(training))
         for epoch, rows in visit_batches(len(samples), training, seed):
             if control.ends_early():
                 break
@@ -122,6 +125,7 @@ def train_front(
             received += reply.gradient.nbytes
             meter.add(epoch, reply.batch)
             control.step, control.loss = meter.steps, meter.loss
+    stack.runs = {}
     seconds = time.perf_counter() - started
     finite, change = front.result(measure_update=measure_update)
     return VisitOutcome(

@@ -1,4 +1,4 @@
-"""How frozen blocks run that gradients pass through: those behind a trained one."""
+"""How blocks run that gradients pass through: trained ones, and frozen ones behind them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Literal
 from torch import Tensor
 
 from ray_snake.engine.lean import lean_run
-from ray_snake.engine.recompute import flows_to, run_again
+from ray_snake.engine.recompute import flows_to, keeping_input, run_again, trained_again
 from ray_snake.engine.stack import BlockRun, BlockStack
+from ray_snake.planning.memory import can_run_again
 
 
 def suffix_runs(
@@ -26,7 +27,9 @@ def suffix_runs(
     frozen = {index: block for index, block in enumerate(stack.blocks) if index not in trained}
     if suffix == "recompute":
         return {
-            index: where_gradients_flow(partial(run_again, block), otherwise=block)
+            index: where_gradients_flow(
+                partial(run_again, keeping_input(block, block)), otherwise=block
+            )
             for index, block in frozen.items()
         }
     if suffix == "lean":
@@ -44,3 +47,22 @@ def where_gradients_flow(run: BlockRun, *, otherwise: BlockRun) -> BlockRun:
         return run(x) if flows_to(x) else otherwise(x)
 
     return choose
+
+
+def span_runs(
+    stack: BlockStack, trained: Collection[int], span: Literal["eager", "recompute"]
+) -> dict[int, BlockRun]:
+    """Return how the trained blocks of a network run, by number: see `BlockStack.runs`.
+
+    Args:
+        stack: The network, in which these blocks are in training mode.
+        trained: Numbers of the blocks that train.
+        span: What `training.span` comes to.
+    """
+    if span == "eager":
+        return {}
+    return {
+        index: trained_again(stack.blocks[index])
+        for index in trained
+        if can_run_again(index, blocks=len(stack), reads=stack.reads[index])
+    }

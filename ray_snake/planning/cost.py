@@ -9,7 +9,7 @@ from typing import Literal
 
 from ray_snake.config import AugmentationConfig, LossConfig, TrainingConfig
 from ray_snake.planning.blocks import BlockCost as BlockCost
-from ray_snake.planning.memory import MemoryModel, rows_at_once, suffix_of, wide_positions
+from ray_snake.planning.memory import MemoryModel, rows_at_once, way_of, wide_positions
 from ray_snake.planning.span import Visit
 
 
@@ -84,14 +84,13 @@ class VisitModel:
         self._first = first = visit.trained[0]
         # Of a network that is cut the node holds the front alone.
         held = [one for index, one in enumerate(blocks) if visit.on_node(index)]
-        suffix = suffix_of(training)
         at_once, _ = rows_at_once(training, training.batch_size)
         # Wide scores and their gradients are made together.
         wide = len(blocks) - 1 if wide_positions(blocks[-1], at_once) else None
         again = [
-            _done_again(one, suffix)
+            _done_again(one, way_of(index, blocks, trains=index in trained, training=training))
             for index, one in enumerate(held)
-            if index >= first and index not in trained and index != wide
+            if index >= first and index != wide
         ]
         self._prefix = _Work.of(blocks[:first])
         self._rest = _Work.of(blocks[first:])
@@ -195,11 +194,11 @@ class _Work:
         )
 
 
-def _done_again(block: BlockCost, suffix: Literal["eager", "recompute", "lean"]) -> _Work:
-    """Return what a frozen block does again in the backward pass, by `training.suffix`."""
-    if suffix == "recompute":
+def _done_again(block: BlockCost, way: Literal["eager", "recompute", "lean"]) -> _Work:
+    """Return what a block does again in the backward pass, by how it runs."""
+    if way == "recompute":
         return _Work.of([block])
-    if suffix == "lean":
+    if way == "lean":
         share = block.lean_flops / block.forward_flops if block.forward_flops else 0.0
         return _Work(flops=block.lean_flops, seconds=share * block.forward_seconds)
     return _Work.of([])

@@ -36,38 +36,46 @@ def ways_to_train(training: TrainingConfig, rows: int) -> Iterator[TrainingConfi
 
     With `micro_batch = "auto"` first fewer and fewer rows at once, which takes next to no time
     until they are few; then, with `suffix = "auto"`, a lean suffix, which takes up to one more
-    forward pass of the frozen blocks behind the span, with as few rows as must be; then frozen
-    blocks that come and go, which takes a whole one; at last with their outputs in files alone.
-    What is not `auto` stays as it is.
+    forward pass of the frozen blocks behind the span; then, with `span = "auto"`, one of the
+    trained blocks; with that as few rows as must be; then frozen blocks that come and go, which
+    take a whole one; at last with their outputs in files alone. What is not `auto` stays as it is.
 
     Args:
         training: The run's settings.
         rows: Of the node's shard.
     """
-    # A suffix that streams runs again whatever the setting says.
-    open_ended = training.suffix == "auto" and training.residency == "resident"
-    suffixes = ["eager", "lean"] if open_ended else [training.suffix]
+    kept = _kept(training)
     if training.micro_batch != "auto":
-        for suffix in suffixes:
-            yield training.model_copy(update={"suffix": suffix})
+        for suffix, span in kept:
+            yield training.model_copy(update={"suffix": suffix, "span": span})
         return
     sizes = [min(training.batch_size, rows)]
     while sizes[-1] > 1:
         sizes.append(-(-sizes[-1] // 2))
-    ways = [(training.residency, one, training.cache_bytes) for one in suffixes]
-    ways += [("stream", suffixes[-1], one) for one in (training.cache_bytes, 0)]
-    for residency, suffix, cache_bytes in dict.fromkeys(ways):
+    ways = [(training.residency, *one, training.cache_bytes) for one in kept]
+    ways += [("stream", *kept[-1], one) for one in (training.cache_bytes, 0)]
+    for residency, suffix, span, cache_bytes in dict.fromkeys(ways):
         for size in sizes:
-            if size < min(FEW_ROWS, sizes[0]) and suffix != suffixes[-1]:
+            if size < min(FEW_ROWS, sizes[0]) and (suffix, span) != kept[-1]:
                 continue
             yield training.model_copy(
                 update={
                     "residency": residency,
                     "suffix": suffix,
+                    "span": span,
                     "micro_batch": size,
                     "cache_bytes": cache_bytes,
                 }
             )
+
+
+def _kept(training: TrainingConfig) -> list[tuple[str, str]]:
+    """Return what frozen blocks behind the span may keep, and trained ones: less and less."""
+    # A suffix that streams runs again whatever the setting says.
+    is_open = training.suffix == "auto" and training.residency == "resident"
+    suffixes = ["eager", "lean"] if is_open else [training.suffix]
+    spans = ["eager", "recompute"] if training.span == "auto" else [training.span]
+    return [(suffix, spans[0]) for suffix in suffixes] + [(suffixes[-1], one) for one in spans[1:]]
 
 
 def fit_visits(

@@ -7,7 +7,7 @@ there: pure arithmetic over measurements of single blocks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -79,6 +79,42 @@ def suffix_of(training: TrainingConfig) -> Literal["eager", "recompute", "lean"]
     if training.residency == "stream":
         return "recompute"
     return "eager" if training.suffix == "auto" else training.suffix
+
+
+def span_of(training: TrainingConfig) -> Literal["eager", "recompute"]:
+    """Return how trained blocks run: `auto` that no memory limit has decided is `eager`."""
+    return "eager" if training.span == "auto" else training.span
+
+
+def can_run_again(block: int, *, blocks: int, reads: Collection[int]) -> bool:
+    """Return whether `training.span` is about a trained block.
+
+    The last one's turn in the backward pass comes right after its forward pass, so that it would
+    save nothing; nor would one that reads another's weights, as a language model's head does.
+
+    Args:
+        block: Its number.
+        blocks: Of the network.
+        reads: Blocks whose weights it computes with too.
+    """
+    return block < blocks - 1 and not reads
+
+
+def way_of(
+    block: int, blocks: Sequence[BlockCost], *, trains: bool, training: TrainingConfig
+) -> Literal["eager", "recompute", "lean"]:
+    """Return how a block runs through which gradients pass.
+
+    Args:
+        block: Its number.
+        blocks: What each block of the network costs.
+        trains: Whether it trains.
+        training: The settings.
+    """
+    if not trains:
+        return suffix_of(training)
+    again = can_run_again(block, blocks=len(blocks), reads=blocks[block].reads)
+    return span_of(training) if again else "eager"
 
 
 def rows_at_once(training: TrainingConfig, rows: int) -> tuple[int, int]:
@@ -323,10 +359,12 @@ class MemoryModel:
         # A frozen linear layer keeps nothing, where a trained one keeps its input.
         row_bytes = float(cost.saved_bytes if trains else cost.frozen_bytes or cost.saved_bytes)
         brief = float(ends)
-        suffix = suffix_of(self._training)
-        if not trains and suffix == "recompute":
-            row_bytes, brief = cost.input_bytes, cost.saved_bytes + ends
-        elif not trains and suffix == "lean":
+        way = way_of(index, self._all, trains=trains, training=self._training)
+        if way == "recompute":
+            # What reaches the first trained block is there anyway.
+            row_bytes = 0.0 if index == self._first else cost.input_bytes
+            brief = cost.saved_bytes + ends
+        elif way == "lean":
             row_bytes, brief = cost.lean_bytes, cost.saved_bytes
         largest = (cost.largest_bytes or cost.weight_bytes) if trains else 0
         is_read = any(index in one.reads for one in self._all)

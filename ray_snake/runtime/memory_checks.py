@@ -124,8 +124,9 @@ def _refusal(
         return None if found.lacking_bytes else found
 
     remedies = []
-    if config.training.suffix != "auto" and fits("training", suffix="auto"):
-        remedies.append('set training.suffix to "auto"')
+    for key in ("suffix", "span"):
+        if getattr(config.training, key) != "auto" and fits("training", **{key: "auto"}):
+            remedies.append(f'set training.{key} to "auto"')
     if config.training.micro_batch != "auto" and (way := fits("training", micro_batch="auto")):
         remedies.append(
             f'set training.micro_batch to "auto": with {way.training.micro_batch} rows at once, '

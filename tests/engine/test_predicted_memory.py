@@ -73,12 +73,13 @@ def ratio(network, array_samples, trained, *, distillation=0.0, teacher="logits"
     [
         {},
         {"suffix": "recompute"},
+        {"span": "recompute"},
         {"micro_batch": 1},
         {"residency": "stream"},
         {"residency": "stream", "frozen_dtype": "bfloat16", "micro_batch": 2},
         {"frozen_dtype": "bfloat16", "suffix": "recompute"},
     ],
-    ids=["eager", "recompute", "parts", "stream", "stream bf16 parts", "bf16"],
+    ids=["eager", "recompute", "span", "parts", "stream", "stream bf16 parts", "bf16"],
 )
 def test_a_language_models_visit_takes_about_what_is_predicted(array_samples, trained, training):
     assert 0.85 < ratio(LANGUAGE, array_samples, trained, **training) < 1.25
@@ -107,7 +108,9 @@ def test_a_teacher_of_wide_scores_takes_about_what_is_predicted(array_samples, t
 
 
 @pytest.mark.parametrize("trained", [(0, 9), (2, 9), tuple(range(10))])
-@pytest.mark.parametrize("training", [{}, {"suffix": "lean"}, {"residency": "stream"}])
+@pytest.mark.parametrize(
+    "training", [{}, {"suffix": "lean"}, {"span": "recompute"}, {"residency": "stream"}]
+)
 def test_a_visit_to_a_network_of_pictures_takes_about_what_is_predicted(
     array_samples, trained, training
 ):

@@ -269,7 +269,7 @@ def test_a_node_without_a_limit_trains_whole_batches_all_at_once(blocks):
 
 
 def test_fewer_rows_at_once_come_before_streaming():
-    training = TrainingConfig(batch_size=4, micro_batch="auto", suffix="lean")
+    training = TrainingConfig(batch_size=4, micro_batch="auto", suffix="lean", span="eager")
     ways = list(ways_to_train(training, 64))
     tried = [(one.residency, one.micro_batch, one.cache_bytes > 0) for one in ways]
     assert tried == [
@@ -279,16 +279,50 @@ def test_fewer_rows_at_once_come_before_streaming():
     ]
 
 
-def test_a_lean_suffix_comes_between_few_rows_and_one_at_a_time():
+def test_a_lean_suffix_and_a_span_that_runs_again_come_between_few_rows_and_one_at_a_time():
     ways = list(ways_to_train(TrainingConfig(batch_size=16, micro_batch="auto"), 64))
-    assert [(one.suffix, one.micro_batch) for one in ways if one.residency == "resident"] == [
-        *(("eager", size) for size in (16, 8)),
-        *(("lean", size) for size in (16, 8, 4, 2, 1)),
+    resident = [one for one in ways if one.residency == "resident"]
+    assert [(one.suffix, one.span, one.micro_batch) for one in resident] == [
+        *(("eager", "eager", size) for size in (16, 8)),
+        *(("lean", "eager", size) for size in (16, 8)),
+        *(("lean", "recompute", size) for size in (16, 8, 4, 2, 1)),
     ]
+    assert {one.span for one in ways if one.residency == "stream"} == {"recompute"}
+
+
+def test_trained_blocks_that_run_again_keep_their_inputs_alone():
+    blocks = [
+        BlockCost(
+            name=f"block{index}",
+            weight_bytes=0,
+            forward_flops=10.0**index,
+            saved_bytes=1000,
+            input_bytes=50,
+            output_bytes=50,
+            reads=(0,) if index == 3 else (),
+        )
+        for index in range(5)
+    ]
+    visit = Visit(number=1, trip=1, node=0, span=Span(0, 5), trained=tuple(range(5)))
+    eager, again = (
+        predict_visit(
+            visit,
+            blocks,
+            rows=1,
+            steps=1,
+            training=TrainingConfig(batch_size=1, span=span),
+            loss=NO_TEACHER,
+        )
+        for span in ("eager", "recompute")
+    )
+    # Blocks 1 and 2 keep their inputs, block 0 what is there anyway; of the last one and of one
+    # that reads another's weights all stays.
+    assert eager.private_bytes - again.private_bytes == 3 * 1000 - 2 * 50
+    assert again.flops - eager.flops == 1 + 10 + 100
 
 
 def test_settings_that_leave_no_choice_are_tried_alone():
-    training = TrainingConfig(micro_batch=2, residency="stream")
+    training = TrainingConfig(micro_batch=2, residency="stream", span="recompute")
     assert list(ways_to_train(training, 64)) == [training]
 
 

@@ -39,7 +39,7 @@ NODES = [
 def config(limit=0, *, each=(), snake=None, **training):
     return make_config(
         nodes={"memory_bytes": limit, "each": each},
-        training={"batch_size": 32, "micro_batch": "auto", **training},
+        training={"batch_size": 32, "micro_batch": "auto", "span": "eager", **training},
         loss={"distillation": 0.0},
         snake={"trips": 8, "span_width": 2, **(snake or {})},
     )
@@ -103,6 +103,17 @@ def test_a_suffix_runs_lean_where_the_limit_asks_for_it_and_nowhere_else():
     }
     with pytest.raises(ConfigError, match=r'set training\.suffix to "auto"'):
         fit_nodes(config(lean, **whole, suffix="eager"), NODES, COSTS)
+
+
+def test_trained_blocks_run_again_where_a_lean_suffix_is_not_enough():
+    lean, again = (peak(config(5), suffix="lean", span=one) for one in ("eager", "recompute"))
+    assert again < lean
+    whole = {"micro_batch": None}
+    for limit, span in ((lean, "eager"), (lean - 1, "recompute"), (again, "recompute")):
+        found = fit_nodes(config(limit, **whole, span="auto"), NODES, COSTS)
+        assert {(one.training.suffix, one.training.span) for one in found} == {("lean", span)}
+    with pytest.raises(ConfigError, match=r'set training\.span to "auto"'):
+        fit_nodes(config(again, **whole, span="eager"), NODES, COSTS)
 
 
 def test_fewer_rows_at_once_come_before_a_lean_suffix_until_they_are_few():

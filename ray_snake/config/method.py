@@ -208,7 +208,8 @@ class TrainingConfig(Section):
         description="Where frozen blocks are during a visit. `resident`: all in memory. `stream`: "
         "one at a time. Those before the span compute once, each over all rows before the next; "
         "those behind it come in for each step, forward and backward, and run again there "
-        "whatever `suffix` says.",
+        "whatever `suffix` says. So do the weights that adapters leave as they are, where trained "
+        "blocks run again.",
     )
     frozen_dtype: Literal["model", "float32", "bfloat16"] = Field(
         default="model",

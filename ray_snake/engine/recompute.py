@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 from ray_snake.engine.stack import BlockRun
 
+Present = AbstractContextManager[object]
+"""A context in which a block's weights are in memory."""
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 ROW_NORMS = (nn.GroupNorm, nn.LayerNorm)
@@ -32,18 +35,26 @@ def run_again(work: Callable[[Tensor], Tensor], x: Tensor, *, draws: bool = Fals
     return y
 
 
-def trained_again(block: nn.Module) -> BlockRun:
+def trained_again(block: nn.Module, present: Callable[[], Present]) -> BlockRun:
     """Return what runs a block that trains so that it keeps its input alone.
 
     When it runs again, dropout draws the same, and what a layer counts in its buffers, as a norm
     its statistics, it does not count twice.
+
+    Args:
+        block: The block.
+        present: Makes the context in which what it computes with is in memory.
     """
+
+    def once(x: Tensor) -> Tensor:
+        with present():
+            y: Tensor = block(x)
+            return y
 
     def run(x: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
-            y: Tensor = block(x)
-            return y
-        return run_again(keeping_input(block, _Twice(block)), x, draws=True)
+            return once(x)
+        return run_again(keeping_input(block, _Twice(block, present)), x, draws=True)
 
     return run
 
@@ -78,19 +89,22 @@ class _Twice:
 
     Args:
         block: The block.
+        present: Makes the context in which what it computes with is in memory.
     """
 
-    def __init__(self, block: nn.Module) -> None:
+    def __init__(self, block: nn.Module, present: Callable[[], Present]) -> None:
         self._block = block
+        self._present = present
         self._before: dict[str, Tensor] | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """Run the block."""
-        if self._before is None:
-            # All of them: torch's batch norms change theirs without counting it as a change.
-            self._before = {name: one.clone() for name, one in self._block.named_buffers()}
-            y: Tensor = self._block(x)
-            return y
-        # What it writes to them goes nowhere.
-        again: Tensor = functional_call(self._block, self._before, (x,))
-        return again
+        with self._present():
+            if self._before is None:
+                # All of them: torch's batch norms change theirs without counting it as a change.
+                self._before = {name: one.clone() for name, one in self._block.named_buffers()}
+                y: Tensor = self._block(x)
+                return y
+            # What it writes to them goes nowhere.
+            again: Tensor = functional_call(self._block, self._before, (x,))
+            return again

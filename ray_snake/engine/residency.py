@@ -2,9 +2,10 @@
 
 `resident`: all of them are there from the first step to the last one. `stream`: each is brought in
 when it computes and let go of right after, forward, and once more in the backward pass, in which
-it runs again (Chen et al., arXiv 1604.06174). On the CPU bringing in is free where weights compute
-in the dtype in which they arrived: they stay read-only views of a store. Otherwise a cast copy
-exists of the block at work alone.
+it runs again (Chen et al., arXiv 1604.06174). So is the base of a trained block, where that runs
+again too: adapters then train in layers that are never all there. On the CPU bringing in is free
+where weights compute in the dtype in which they arrived: they stay read-only views of a store.
+Otherwise a cast copy exists of the block at work alone.
 """
 
 from __future__ import annotations
@@ -54,9 +55,10 @@ def place(
     """
     stack.move_constants(device)
     for block in range(len(stack)):
-        waits = block not in trained and brings_in(training)
+        frozen = stack.base(block) if block in trained else stack.tensors(block)
+        waiting = frozen.keys() if brings_in(training) else ()
         tensors = {
-            name: one.detach() if waits else one.detach().to(device)
+            name: one.detach() if name in waiting else one.detach().to(device)
             for name, one in stack.tensors(block).items()
         }
         stack.load(block, tensors, trainable=False)
@@ -93,7 +95,6 @@ class FrozenBlocks:
         self._stack = stack
         self._trained = frozenset(trained)
         self._suffix = suffix_of(training)
-        self._span = span_of(training)
         self._dtype = DTYPES[training.frozen_dtype]
         self._device = device
         self._brings_in = brings_in(training)
@@ -103,20 +104,27 @@ class FrozenBlocks:
         self._bases: dict[int, Mapping[str, Tensor]] = {
             index: base for index in self._trained if (base := stack.base(index))
         }
+        self._again = span_runs(stack, self._trained, span_of(training), self.present)
+        # What comes and goes of each block.
+        self._coming: dict[int, Mapping[str, Tensor]] = {}
+        if self.streams:
+            bases = {block: self._bases[block] for block in self._again if block in self._bases}
+            self._coming = self._arrived | bases
         self._present: Counter[int] = Counter()
         self._feed: DeviceFeed | None = None
 
     def __enter__(self) -> FrozenBlocks:
         for block, base in self._bases.items() if self._brings_in else ():
-            self._stack.load_base(block, self._converted(base))
+            if block not in self._coming:
+                self._stack.load_base(block, self._converted(base))
         if self.streams:
             if self._device.type == "cuda":
-                self._feed = DeviceFeed(self._arrived, self._device)
-            for block in self._arrived:
-                self._stack.unload(block)
+                self._feed = DeviceFeed(self._coming, self._device)
+            for block in self._coming:
+                self._let_go(block)
         elif self._brings_in:
             for block in self._arrived:
-                self._stack.load(block, self._fetch(block), trainable=False)
+                self._stack.load(block, self._converted(self._arrived[block]), trainable=False)
         self._stack.runs = self._runs()
         return self
 
@@ -139,7 +147,7 @@ class FrozenBlocks:
         """Have a block, and those that it reads, in memory for as long as the context."""
         with ExitStack() as held:
             for one in (*sorted(self._stack.reads[block]), block):
-                if self.streams and one in self._arrived:
+                if one in self._coming:
                     held.enter_context(self._one_present(one))
             yield
 
@@ -157,22 +165,30 @@ class FrozenBlocks:
     @contextmanager
     def _one_present(self, block: int) -> Iterator[None]:
         if not self._present[block]:
-            self._stack.load(block, self._fetch(block), trainable=False)
+            self._bring_in(block)
         self._present[block] += 1
         try:
             yield
         finally:
             self._present[block] -= 1
             if not self._present[block]:
-                self._stack.unload(block)
+                self._let_go(block)
 
-    def _fetch(self, block: int) -> dict[str, Tensor]:
-        """Return a block's tensors as they compute; those that need no change are not copied."""
-        return self._converted(
-            self._arrived[block] if self._feed is None else self._feed.fetch(block)
-        )
+    def _bring_in(self, block: int) -> None:
+        arrived = self._coming[block] if self._feed is None else self._feed.fetch(block)
+        if block in self._trained:
+            self._stack.load_base(block, self._converted(arrived))
+        else:
+            self._stack.load(block, self._converted(arrived), trainable=False)
+
+    def _let_go(self, block: int) -> None:
+        if block in self._trained:
+            self._stack.unload_base(block)
+        else:
+            self._stack.unload(block)
 
     def _converted(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return tensors as they compute; those that need no change are not copied."""
         return {
             name: one.to(self._device, self._dtype if one.is_floating_point() else None)
             for name, one in tensors.items()
@@ -180,14 +196,15 @@ class FrozenBlocks:
 
     def _runs(self) -> dict[int, BlockRun]:
         stack = self._stack
-        runs = span_runs(stack, self._trained, self._span)
+        runs = self._again
         if not self.streams:
             runs |= suffix_runs(stack, self._trained, self._suffix)
         if not self.streams and self._dtype is None:
             return runs
         for index, block in enumerate(stack.blocks):
             run = runs.get(index, block)
-            if self.streams and not self._arrived.keys().isdisjoint({index, *stack.reads[index]}):
+            comes = not self._coming.keys().isdisjoint({index, *stack.reads[index]})
+            if comes and index not in self._again:
                 run = self._streamed(index)
             runs[index] = run if self._dtype is None else self._typed(index, run)
         return runs

@@ -265,6 +265,11 @@ class BlockStack(nn.Module):
             trainable=False,
         )
 
+    def unload_base(self, block: int) -> None:
+        """Let go of the weights of a block that no visit changes; its trained ones stay."""
+        base = {name: tensor.to("meta") for name, tensor in self.base(block).items()}
+        self.load_base(block, base)
+
     def freeze_all_but(self, trained: Iterable[int], *, fix_norms: bool = False) -> None:
         """Compute gradients for, and put in training mode, the blocks in `trained` only.
 

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from contextlib import nullcontext
 from functools import partial
 from typing import Literal
 
 from torch import Tensor
 
 from ray_snake.engine.lean import lean_run
-from ray_snake.engine.recompute import flows_to, keeping_input, run_again, trained_again
+from ray_snake.engine.recompute import (
+    Present,
+    flows_to,
+    keeping_input,
+    run_again,
+    trained_again,
+)
 from ray_snake.engine.stack import BlockRun, BlockStack
 from ray_snake.planning.memory import can_run_again
 
@@ -50,7 +57,10 @@ def where_gradients_flow(run: BlockRun, *, otherwise: BlockRun) -> BlockRun:
 
 
 def span_runs(
-    stack: BlockStack, trained: Collection[int], span: Literal["eager", "recompute"]
+    stack: BlockStack,
+    trained: Collection[int],
+    span: Literal["eager", "recompute"],
+    present: Callable[[int], Present] = nullcontext,
 ) -> dict[int, BlockRun]:
     """Return how the trained blocks of a network run, by number: see `BlockStack.runs`.
 
@@ -58,11 +68,12 @@ def span_runs(
         stack: The network, in which these blocks are in training mode.
         trained: Numbers of the blocks that train.
         span: What `training.span` comes to.
+        present: Makes the context in which a block is in memory; by default it always is.
     """
     if span == "eager":
         return {}
     return {
-        index: trained_again(stack.blocks[index])
+        index: trained_again(stack.blocks[index], partial(present, index))
         for index in trained
         if can_run_again(index, blocks=len(stack), reads=stack.reads[index])
     }

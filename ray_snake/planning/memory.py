@@ -192,6 +192,7 @@ class MemoryModel:
         # Of a network that is cut the node holds the front alone, and others take the loss.
         held = [index for index in range(len(blocks)) if visit.on_node(index)]
         self._all = blocks
+        self._stay = frozenset(index for index in held if self._stays(index))
         self._blocks = [self._block(index) for index in held]
         self._moments: dict[tuple[int, int], float] = {}
         self._weights = sum(one.gradient_bytes for one in self._blocks)
@@ -200,9 +201,7 @@ class MemoryModel:
         # SGD's step goes a weight at a time and makes one of its size, AdamW's fused one none.
         largest = max(one.largest_bytes for one in self._blocks)
         self._step_bytes = 0 if training.optimizer == "adamw" else largest
-        # A trained block's base stays where it is, whatever the residency.
-        stay = self._trained.intersection(held) if self._streams else held
-        self._resident_copies = sum(self._copied(index) for index in stay)
+        self._resident_copies = sum(map(self._copied, self._stay))
         self.arrived_bytes = self._arrived(held)
         outputs = blocks[-1].output_bytes
         if training.frozen_dtype != "model":
@@ -336,20 +335,31 @@ class MemoryModel:
             return measured
         return measured * frozen_factor(self._all[block], self._training)
 
+    def _stays(self, index: int) -> bool:
+        """Return whether what is frozen of a block is there for the whole visit."""
+        trains = index in self._trained
+        way = way_of(index, self._all, trains=trains, training=self._training)
+        # Of a trained block that is its base.
+        return not self._streams or (trains and way == "eager")
+
     def _arrived(self, held: Sequence[int]) -> int:
-        frozen = [self._all[index].weight_bytes for index in held if index not in self._trained]
-        stays = self._training.frozen_dtype == "model"
-        if self._streams:
-            # One is on its way, as large as the largest; the one at work may be a cast of its own.
-            return (2 if stays else 1) * max(frozen, default=0)
-        return sum(frozen) if stays else 0
+        frozen = {index: self._frozen_bytes(index) for index in held}
+        keeps_dtype = self._training.frozen_dtype == "model"
+        there = sum(frozen[index] for index in self._stay) if keeps_dtype else 0
+        coming = [one for index, one in frozen.items() if index not in self._stay]
+        # One is on its way, as large as the largest; the one at work may be a cast of its own.
+        return there + (2 if keeps_dtype else 1) * max(coming, default=0)
+
+    def _frozen_bytes(self, index: int) -> int:
+        """Return the bytes that no visit to these blocks changes of one block."""
+        cost = self._all[index]
+        return cost.base_bytes + (0 if index in self._trained else cost.weight_bytes)
 
     def _copied(self, index: int) -> float:
         """Return the bytes of what is frozen of a block in a precision that is not its own."""
         cost = self._all[index]
         factor = frozen_factor(cost, self._training)
-        own = 0 if index in self._trained else cost.weight_bytes
-        return 0.0 if factor == 1 else factor * (own + cost.base_bytes)
+        return 0.0 if factor == 1 else factor * self._frozen_bytes(index)
 
     def _block(self, index: int) -> _Block:
         cost = self._all[index]
@@ -369,8 +379,7 @@ class MemoryModel:
         largest = (cost.largest_bytes or cost.weight_bytes) if trains else 0
         is_read = any(index in one.reads for one in self._all)
         read = [self._all[one] for one in self._trained.intersection(cost.reads)]
-        come = {index, *cost.reads} - self._trained if self._streams else set()
-        copies = sum(map(self._copied, come))
+        copies = sum(map(self._copied, {index, *cost.reads} - self._stay))
         return _Block(
             row_bytes=row_bytes * factor,
             saved_row_bytes=(cost.saved_bytes + cost.input_bytes) * factor,
@@ -378,7 +387,7 @@ class MemoryModel:
             # Where nothing is kept, a layer's input and output are there and little else.
             forward_row_bytes=max(ends, cost.input_bytes + cost.saved_bytes / 2) * factor,
             copy_bytes=copies,
-            kept_copy_bytes=copies if trains else 0.0,
+            kept_copy_bytes=copies if trains and way == "eager" else 0.0,
             gradient_bytes=cost.weight_bytes if trains else 0,
             largest_bytes=largest,
             waiting_bytes=sum(one.largest_bytes or one.weight_bytes for one in read),

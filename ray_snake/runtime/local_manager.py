@@ -254,7 +254,8 @@ class LocalManager:
             delta = deltas.get(block)
             state = self._holding(block, version) if delta is None else self.decode(delta)
             # What comes and goes, or changes its precision, waits in the store.
-            waits = owner not in task.visit.trained and brings_in(self._training)
+            trains = owner in task.visit.trained and block < len(self._stack)
+            waits = not trains and brings_in(self._training)
             device = None if waits else self._device
             self._stack.load_part(block, unpack(state, device))
 

@@ -156,9 +156,9 @@ def test_at_most_the_block_at_work_and_those_it_reads_are_in_memory(array_sample
 def test_a_frozen_block_before_the_span_is_brought_in_once_a_visit(array_samples, monkeypatch):
     stack, samples = language_model(array_samples)
     brought = []
-    fetch = FrozenBlocks._fetch
+    fetch = FrozenBlocks._bring_in
     monkeypatch.setattr(
-        FrozenBlocks, "_fetch", lambda own, block: brought.append(block) or fetch(own, block)
+        FrozenBlocks, "_bring_in", lambda own, block: brought.append(block) or fetch(own, block)
     )
     trained_weights(stack, samples, (3,), residency="stream", epochs=2)
     steps = 6

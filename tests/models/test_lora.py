@@ -382,6 +382,46 @@ class Drawn:
         return self.inputs[rows], self.targets[rows]
 
 
+def after_visit(trained, **training):
+    """Return all tensors of a network with adapters after a visit, and the peak of that."""
+    stack = filled({"config": WIDE, "lora": {"rank": 4}})
+    settings = recipe({}, training={"batch_size": 4, "epochs": 2, **training}).config.training
+
+    def work():
+        train_visit(
+            stack,
+            Drawn(),
+            trained=trained,
+            learning_rate=0.1,
+            seed=0,
+            training=settings,
+            objective=Objective(LossConfig(logit_adjustment=0.0, distillation=0.0)),
+        )
+
+    peak = peak_bytes(work)
+    return {(i, n): one for i in range(4) for n, one in stack.tensors(i).items()}, peak
+
+
+@pytest.mark.parametrize("trained", [(0, 1), (1, 2, 3), (0, 1, 2, 3)])
+@pytest.mark.parametrize("frozen_dtype", ["model", "bfloat16"])
+def test_bases_that_come_and_go_give_the_bits_of_those_that_stay(trained, frozen_dtype):
+    common = {"frozen_dtype": frozen_dtype, "suffix": "recompute"}
+    stay, _ = after_visit(trained, **common)
+    come, _ = after_visit(trained, **common, span="recompute", residency="stream")
+    assert [key for key, one in stay.items() if not torch.equal(one, come[key])] == []
+
+
+def test_where_bases_come_and_go_none_has_a_copy_in_another_precision():
+    common = {"frozen_dtype": "bfloat16", "span": "recompute", "micro_batch": 1}
+    _, stay = after_visit((0, 1, 2, 3), **common)
+    _, come = after_visit((0, 1, 2, 3), **common, residency="stream")
+    stack = filled({"config": WIDE, "lora": {"rank": 4}})
+    # In half of float32's bytes; the last block's stays, and one is at work.
+    bases = [sum(one.nbytes for one in stack.base(block).values()) // 2 for block in range(4)]
+    assert stay - come > bases[1]
+    assert come < stay
+
+
 @pytest.mark.parametrize("trained", [(0, 3), (2, 3), (0, 1, 2, 3)])
 @pytest.mark.parametrize(
     "training",
@@ -391,8 +431,10 @@ class Drawn:
         {"residency": "stream"},
         {"frozen_dtype": "bfloat16", "micro_batch": 1},
         {"residency": "stream", "frozen_dtype": "bfloat16", "micro_batch": 2},
+        {"span": "recompute"},
+        {"residency": "stream", "frozen_dtype": "bfloat16", "span": "recompute"},
     ],
-    ids=["eager", "recompute", "stream", "bf16 parts", "stream bf16 parts"],
+    ids=["eager", "recompute", "stream", "bf16 parts", "stream bf16 parts", "span", "all stream"],
 )
 def test_a_visit_takes_about_the_memory_that_is_predicted(trained, training):
     options = {"config": WIDE, "lora": {"rank": 4}}

@@ -7,6 +7,8 @@ memory-mapped files:
 - `full`: all blocks. `lora`: adapters on all linear layers of all layers.
 - `snake_resident`, `snake_stream`: a node's visit to one layer; the dearer of the first and the
   last one. `snake_*_embedding` is the visit to the embedding, which outweighs several layers.
+- `snake_adapters_*`: a visit that trains adapters in all layers, each of which runs again in the
+  backward pass; with `stream` no layer's own weights are there for longer than it runs.
 - `*_over_*`: of peak bytes. They are the peak of what torch allocates, so the process's own: what
   a way keeps of frozen weights counts, files do not. `process_peak_bytes` and
   `process_private_bytes` are of the whole process, with and without its files.
@@ -31,7 +33,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +43,13 @@ import torch
 from command import Benchmark, refuse_missing_device
 from forked import forked
 from memory_ways import (
+    ADAPTERS,
     WAYS,
     Shape,
     Tokens,
-    block_costs,
     measured,
     predicted,
+    ways_of,
     write_weights,
 )
 from torch import Tensor
@@ -167,15 +170,18 @@ def main(
 
 
 def _memory_figures(shape: Shape, threads: int) -> dict[str, Any]:
-    costs = forked(block_costs, shape)
+    ways = ways_of(shape)
+    # On the meta device: what a network needs is imported once, before processes fork.
+    for adapted in {way in ADAPTERS for way in ways}:
+        BlockStack.skeleton(replace(shape, adapted=adapted).build)
     room = forked(_room, shape)
-    expected = {way: predicted(shape, costs, way) for way in WAYS}
+    expected = {way: forked(predicted, shape, way) for way in ways}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         forked(write_weights, shape, folder)
         found = {
             way: forked(measure, shape, folder, way, threads)
-            for way in WAYS
+            for way in ways
             if (expected[way] or 0) <= room
         }
     peaks = {way: one["peak_bytes"] for way, one in found.items()}
@@ -186,6 +192,11 @@ def _memory_figures(shape: Shape, threads: int) -> dict[str, Any]:
         own = [f"snake_{residency}_{place}" for place in ("first", "last")]
         peaks[f"snake_{residency}"] = max(peaks[one] for one in own)
     stream = peaks["snake_stream"]
+    adapters = {
+        f"{one}_over_snake_adapters_stream": round(peaks[one] / peaks["snake_adapters_stream"], 2)
+        for one in ("full", "lora", "lora_checkpointed")
+        if "snake_adapters_stream" in ways
+    }
     return {
         "full_over_snake_stream": round(peaks["full"] / stream, 2),
         "full_over_snake_resident": round(peaks["full"] / peaks["snake_resident"], 2),
@@ -194,9 +205,10 @@ def _memory_figures(shape: Shape, threads: int) -> dict[str, Any]:
         "full_over_snake_stream_embedding": round(
             peaks["full"] / peaks["snake_stream_embedding"], 2
         ),
+        **adapters,
         "predicted_over_measured": round(_furthest(ratios.values()), 3),
         "predicted_over_measured_by_way": {way: round(one, 3) for way, one in ratios.items()},
-        "predicted_only": [way for way in WAYS if way not in found],
+        "predicted_only": [way for way in ways if way not in found],
         "peak_mib": {way: round(one / MIB, 1) for way, one in peaks.items()},
         **{
             f"process_{kind}_mib": {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ from ray_snake.planning.span import Span, Visit, trained_blocks
 
 LOSS = LossConfig(logit_adjustment=0.0, distillation=0.0)
 LEARNING_RATE = 1e-4
+ADAPTED = "adapted"
+"""Folder of the weights of a network with adapters, within that of those without."""
 STEPS = 2
 """The second one has all that the optimizer keeps, and the gradients of a first part."""
 
@@ -59,6 +61,7 @@ class Shape:
         precision: Of forward and backward passes: `fp32`, or `bf16` by autocast.
         rank: Of LoRA's adapters.
         device: Where everything computes: `cpu` or `cuda`.
+        adapted: Whether all linear layers have adapters, peft's, which train in their place.
     """
 
     builder: str
@@ -77,6 +80,7 @@ class Shape:
     precision: str
     rank: int
     device: str
+    adapted: bool = False
 
     def build(self) -> nn.Module | list[nn.Module]:
         """Return the network with random weights."""
@@ -113,6 +117,8 @@ class Shape:
                     **own[self.family],
                 }
             }
+            if self.adapted:
+                options["lora"] = {"rank": self.rank}
         return build_model(self.builder, options)
 
     def training(self, **changes: Any) -> TrainingConfig:  # noqa: ANN401 - any setting
@@ -147,6 +153,14 @@ class Tokens:
 
 
 def write_weights(shape: Shape, folder: Path) -> None:
+    """Write what every way that a shape can go starts from into a folder."""
+    _write_blocks(shape, folder)
+    if not ADAPTERS.keys().isdisjoint(ways_of(shape)):
+        (folder / ADAPTED).mkdir()
+        _write_blocks(replace(shape, adapted=True), folder / ADAPTED)
+
+
+def _write_blocks(shape: Shape, folder: Path) -> None:
     """Write the network's blocks as safetensors files, one for all that are alike."""
     skeleton = BlockStack.skeleton(shape.build)
     own = torch.Generator().manual_seed(0)
@@ -299,6 +313,15 @@ def _snake(shape: Shape, folder: Path, *, residency: str, place: str) -> None:
     visit(shape, folder, trained, **snake_settings(shape, residency))
 
 
+def _adapters(shape: Shape, folder: Path, *, residency: str) -> None:
+    visit(
+        replace(shape, adapted=True),
+        folder / ADAPTED,
+        range(shape.layers),
+        **adapters_settings(shape, residency),
+    )
+
+
 def snake_blocks(shape: Shape, place: str) -> tuple[int, ...]:
     """Return what a snake's visit trains: a layer or the embedding, and the last block."""
     block = {"first": 1, "last": shape.layers, "embedding": 0}[place]
@@ -312,6 +335,7 @@ SNAKES = {
     for residency in ("resident", "stream")
     for place in ("first", "last", "embedding")
 }
+ADAPTERS = {f"snake_adapters_{residency}": residency for residency in ("resident", "stream")}
 WAYS: Mapping[str, Callable[[Shape, Path], None]] = {
     "full": _full,
     "lora": low_rank,
@@ -320,8 +344,14 @@ WAYS: Mapping[str, Callable[[Shape, Path], None]] = {
         name: partial(_snake, residency=residency, place=place)
         for name, (residency, place) in SNAKES.items()
     },
+    **{name: partial(_adapters, residency=one) for name, one in ADAPTERS.items()},
 }
 """What is measured, by name."""
+
+
+def ways_of(shape: Shape) -> list[str]:
+    """Return the names of the ways that a shape can go: adapters in visits are for transformers."""
+    return [way for way in WAYS if shape.builder == "huggingface" or way not in ADAPTERS]
 
 
 def snake_settings(shape: Shape, residency: str) -> dict[str, Any]:
@@ -333,13 +363,19 @@ def snake_settings(shape: Shape, residency: str) -> dict[str, Any]:
     }
 
 
-def block_costs(shape: Shape) -> list[BlockCost]:
-    """Return what is measured of each block before a run."""
+def adapters_settings(shape: Shape, residency: str) -> dict[str, Any]:
+    """Return what a visit to the adapters of all layers has beside what every way has."""
+    return {**snake_settings(shape, residency), "span": "recompute"}
+
+
+def block_costs(shape: Shape, way: str) -> list[BlockCost]:
+    """Return what is measured of each block before a run that goes a way."""
+    shape = replace(shape, adapted=way in ADAPTERS)
     skeleton = BlockStack.skeleton(shape.build)
     return profile_blocks(skeleton, (shape.sequence,), integer_inputs=True, batch=1)[0]
 
 
-def predicted(shape: Shape, costs: Sequence[BlockCost], way: str) -> int | None:
+def predicted(shape: Shape, way: str) -> int | None:
     """Return the bytes that the cost model predicts for a way; none for what isn't a visit."""
     if way == "full":
         trained, settings = tuple(range(shape.layers + 2)), {}
@@ -347,11 +383,14 @@ def predicted(shape: Shape, costs: Sequence[BlockCost], way: str) -> int | None:
         residency, place = SNAKES[way]
         trained = snake_blocks(shape, place)
         settings = snake_settings(shape, residency)
+    elif way in ADAPTERS:
+        trained = tuple(range(shape.layers))
+        settings = adapters_settings(shape, ADAPTERS[way])
     else:
         return None
     cost = predict_visit(
         Visit(number=1, trip=1, node=0, span=Span(trained[0], trained[0] + 1), trained=trained),
-        costs,
+        block_costs(shape, way),
         rows=STEPS * shape.batch,
         steps=STEPS,
         training=shape.training(**settings),

@@ -20,13 +20,17 @@ def run(*options):
 
 
 def test_it_prints_what_each_way_takes_and_what_was_predicted():
-    figures = run("--only", "memory")
+    figures = run("--only", "memory", "--builder", "huggingface")
     peaks = figures["peak_mib"]
     assert peaks["snake_stream"] < peaks["snake_resident"] < peaks["full"]
     assert figures["full_over_snake_stream"] > figures["full_over_snake_resident"] > 1
+    assert peaks["snake_adapters_stream"] < peaks["snake_adapters_resident"] < peaks["lora"]
     assert figures["lora_over_snake_stream"] > 0
+    assert figures["lora_over_snake_adapters_stream"] > 1
     assert set(figures["predicted_over_measured_by_way"]) == {
         "full",
+        "snake_adapters_resident",
+        "snake_adapters_stream",
         *(
             f"snake_{residency}_{place}"
             for residency in ("resident", "stream")

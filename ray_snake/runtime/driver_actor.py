@@ -24,7 +24,9 @@ from ray_snake.runtime.handles import ProcessLostError
 from ray_snake.runtime.launch import RayEngine, RayNodeLauncher, RayServer
 from ray_snake.runtime.messages import BlockTable, NodeSpec
 from ray_snake.runtime.meter import RayMeter
+from ray_snake.runtime.metrics import RunMetrics
 from ray_snake.runtime.placement import NodeGroup, asked_bytes, joining_gpus, joining_request
+from ray_snake.runtime.ray_meters import RayMeters
 from ray_snake.runtime.registrar import Registrar
 from ray_snake.runtime.requests import Mailbox
 from ray_snake.runtime.roster import Roster
@@ -64,6 +66,7 @@ class SnakeDriver:
         reserved: PlacementGroup | None,
     ) -> None:
         self._events: list[Event] = []
+        self._metrics = RunMetrics(RayMeters(storage.shown_uri.rpartition("/")[2]))
         self._news = asyncio.Event()
         self._arguments: tuple[Any, ...] = (
             config,
@@ -99,6 +102,7 @@ class SnakeDriver:
         return events
 
     def _emit(self, event: Event) -> None:
+        self._metrics.on_event(event)
         self._events.append(event)
         self._news.set()
 

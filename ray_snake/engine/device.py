@@ -102,10 +102,26 @@ def give_back_memory() -> None:
 def free_bytes(device: torch.device) -> int:
     """Return the bytes that a device has free now; of the CPU, those of its machine."""
     if device.type == "cuda":
-        # What torch's allocator keeps of former visits is there for the next one.
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(torch.cuda.mem_get_info(device)[0]) + kept
+        free, total = torch.cuda.mem_get_info(device)
+        return free_of_share(
+            free=free,
+            limit=int(torch.cuda.get_per_process_memory_fraction(device) * total),
+            reserved=torch.cuda.memory_reserved(device),
+            allocated=torch.cuda.memory_allocated(device),
+        )
     return int(psutil.virtual_memory().available)
+
+
+def free_of_share(*, free: int, limit: int, reserved: int, allocated: int) -> int:
+    """Return the bytes of a GPU that are free for a process.
+
+    Args:
+        free: Of the whole GPU.
+        limit: What the process may take of it: its share.
+        reserved: What torch's allocator has taken, of which it keeps some for later.
+        allocated: What of that is in use.
+    """
+    return max(0, min(free, limit - reserved)) + reserved - allocated
 
 
 def computing(precision: str, device: torch.device) -> torch.autocast:

@@ -2,7 +2,12 @@ import pytest
 import torch
 
 from ray_snake.engine import device
-from ray_snake.engine.device import compute_repeatably, repeatably, take_device
+from ray_snake.engine.device import (
+    compute_repeatably,
+    free_of_share,
+    repeatably,
+    take_device,
+)
 
 GPU = torch.device("cuda")
 
@@ -10,6 +15,22 @@ GPU = torch.device("cuda")
 def test_without_a_gpu_share_the_cpu_is_taken():
     assert take_device(0) == torch.device("cpu")
     assert take_device(-1.0) == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("free", "limit", "reserved", "allocated", "found"),
+    [
+        # Alone on its GPU, and with a fifth of it; others have most of it; its share is used up.
+        (70, 80, 10, 4, 76),
+        (70, 16, 10, 4, 12),
+        (2, 16, 10, 4, 8),
+        (70, 16, 16, 15, 1),
+        (70, 16, 17, 17, 0),
+    ],
+)
+def test_what_is_free_of_a_share_is_no_more_than_the_share(free, limit, reserved, allocated, found):
+    own = {"limit": limit, "reserved": reserved, "allocated": allocated}
+    assert free_of_share(free=free, **own) == found
 
 
 @pytest.fixture

@@ -69,7 +69,7 @@ def evaluate(
     stack.eval()
     total, weight, right, judged = 0.0, 0, 0, 0
     is_language_model = False
-    last = len(stack) - 1
+    last = stack.scoring
     scores = Scores(lambda x: stack(x, last))
     lengths = row_lengths(stack, samples)
     order = None if lengths is None else np.argsort(lengths, kind="stable")

@@ -108,7 +108,7 @@ class Features:
     def _batch_by_batch(self, *, keeps: bool) -> None:
         """Run every batch through the prefix, and on through the network for the teacher."""
         self._stack.eval()
-        last = len(self._stack) - 1
+        last = self._stack.scoring
         targets, kept = [], []
         if keeps:
             self._cache = self._new_cache()
@@ -126,26 +126,26 @@ class Features:
     def _block_by_block(self) -> None:
         """Run all rows through a block before the next: each is brought in once.
 
-        Two sets of outputs exist at a time: a block's inputs, and what it makes of them; and with
+        Two sets of outputs exist at a time: a stage's inputs, and what it makes of them; and with
         a teacher the prefix's outputs beside.
         """
         self._stack.eval()
-        last = len(self._stack) - 1
+        last = self._stack.scoring
         targets, kept = [], []
         inputs: PrefixCache | None = None
         spare: PrefixCache | None = None
-        for block in range(len(self._stack) if self._objective.needs_teacher else self.first):
-            if block == self.first:
+        for stage in range(last + 1 if self._objective.needs_teacher else self.first):
+            if stage == self.first:
                 self._cache = inputs
             made = spare or self._new_cache()
-            with self._frozen.present(block):
+            with self._frozen.present(self._stack.block_of(stage)):
                 for x, batch_targets in self._loaded() if inputs is None else self._parts(inputs):
                     if batch_targets is not None:
                         targets.append(batch_targets)
-                    if block == last:
+                    if stage == last:
                         kept.append(self._head.keep(x))
                     else:
-                        made.append(self._stack(x, block, block + 1))
+                        made.append(self._stack(x, stage, stage + 1))
             spare = inputs if inputs is not self._cache else None
             if spare is not None:
                 spare.restart()

@@ -1,4 +1,4 @@
-"""The last block of a language model together with the loss, some positions at a time.
+"""The last stage of a language model together with the loss, some positions at a time.
 
 Of a wide vocabulary the scores, their log-probabilities and gradients would be the largest tensors
 of a visit. Each position's are its own, so that they are made for some positions at a time, and
@@ -30,7 +30,7 @@ from ray_snake.planning.memory import GRADIENT_ROWS, positions_at_once
 
 
 class Head:
-    """The last block of a visit's network, and what is made of its outputs.
+    """The last stage of a visit's network, and what is made of its outputs.
 
     Args:
         stack: The network.
@@ -56,7 +56,7 @@ class Head:
         """Return whether `backward` takes these: wide scores, with a loss that is a mean over them.
 
         Args:
-            hidden: The last block's input, (batch, sequence, width) of a language model.
+            hidden: The last stage's input, (batch, sequence, width) of a language model.
             targets: The rows' targets.
         """
         is_mean = self._objective.task is cross_entropy and is_language_modelling(targets)
@@ -65,10 +65,10 @@ class Head:
     def backward(
         self, hidden: Tensor, targets: Tensor, kept: Kept | None, *, summed: bool
     ) -> tuple[Tensor, BatchResult]:
-        """Add to the gradients of the weights that the last block computes with.
+        """Add to the gradients of the weights that the last stage computes with.
 
         Args:
-            hidden: The last block's input, (batch, sequence, width).
+            hidden: The last stage's input, (batch, sequence, width).
             targets: (batch, sequence).
             kept: What the teacher kept of these rows; none: nothing is distilled.
             summed: Whether gradients are of the sum over all targets that count, not of the mean.
@@ -110,9 +110,9 @@ class Head:
         """Return what the teacher keeps of rows.
 
         Args:
-            hidden: The last block's input, (n, ...).
+            hidden: The last stage's input, (n, ...).
         """
-        last = len(self._stack) - 1
+        last = self._stack.scoring
         teacher = self._objective.teacher
         if not is_wide(self._stack, hidden):
             return teacher.keep(hidden, self._stack(hidden, last))
@@ -129,7 +129,7 @@ def is_wide(stack: BlockStack, hidden: Tensor) -> bool:
 
     Args:
         stack: The network.
-        hidden: Its last block's input, (batch, sequence, width) of a language model.
+        hidden: Its last stage's input, (batch, sequence, width) of a language model.
     """
     if not stack.position_scores or hidden.ndim != 3:
         return False

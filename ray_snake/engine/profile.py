@@ -72,7 +72,12 @@ def profile_blocks(
             counter = FlopCounterMode(display=False)
             with counter, saved_tensors_hooks(saved.pack, _unpack):
                 y = block(x if integer_inputs and index == 0 else x.detach().requires_grad_())
-            frozen_bytes, lean_bytes, lean_flops = 0, 0, 0.0
+            frozen_bytes, lean_bytes, lean_flops, lead_bytes = 0, 0, 0.0, 0
+            if index == last < skeleton.scoring:
+                lead_saved = _SavedBytes([*needed.parameters()])
+                with saved_tensors_hooks(lead_saved.pack, _unpack):
+                    skeleton.stages[last](x.detach().requires_grad_())
+                lead_bytes = lead_saved.total
             if y.is_floating_point() and x.is_floating_point():
                 block.requires_grad_(False)
                 frozen_saved = _SavedBytes([*needed.parameters(), *needed.buffers()])
@@ -101,6 +106,7 @@ def profile_blocks(
                 saved_bytes=saved.total // batch,
                 input_bytes=x.numel() * x.element_size() // batch,
                 output_bytes=y.numel() * y.element_size() // batch,
+                lead_bytes=lead_bytes // batch,
                 frozen_bytes=frozen_bytes // batch,
                 lean_bytes=lean_bytes // batch,
                 lean_flops=lean_flops / batch,

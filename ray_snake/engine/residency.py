@@ -17,7 +17,7 @@ from functools import partial
 from types import TracebackType
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ray_snake.config import TrainingConfig
 from ray_snake.engine.device_feed import DeviceFeed
@@ -153,14 +153,14 @@ class FrozenBlocks:
 
     @contextmanager
     def head(self) -> Iterator[BlockRun]:
-        """Return what runs the last block once or often, there for as long as the context.
+        """Return what runs the last stage once or often, there for as long as the context.
 
         It keeps what torch keeps, whatever the settings say of frozen blocks.
         """
-        last = len(self._stack) - 1
-        block = self._stack.blocks[last]
-        with self.present(last):
-            yield block if self._dtype is None else self._typed(last, block)
+        last = self._stack.scoring
+        stage = self._stack.stages[last]
+        with self.present(self._stack.block_of(last)):
+            yield stage if self._dtype is None else self._typed(last, stage)
 
     @contextmanager
     def _one_present(self, block: int) -> Iterator[None]:
@@ -201,36 +201,37 @@ class FrozenBlocks:
             runs |= suffix_runs(stack, self._trained, self._suffix)
         if not self.streams and self._dtype is None:
             return runs
-        for index, block in enumerate(stack.blocks):
-            run = runs.get(index, block)
-            comes = not self._coming.keys().isdisjoint({index, *stack.reads[index]})
+        for index, stage in enumerate(stack.stages):
+            block = stack.block_of(index)
+            run = runs.get(index, stage)
+            comes = not self._coming.keys().isdisjoint({block, *stack.reads[block]})
             if comes and index not in self._again:
-                run = self._streamed(index)
+                run = self._streamed(block, stage)
             runs[index] = run if self._dtype is None else self._typed(index, run)
         return runs
 
-    def _streamed(self, index: int) -> BlockRun:
-        """Return what brings a block in, or what it reads, runs it, and lets go of it."""
-        block = self._stack.blocks[index]
+    def _streamed(self, block: int, stage: nn.Module) -> BlockRun:
+        """Return what runs a stage while its block, and what that reads, is brought in."""
 
         def work(x: Tensor) -> Tensor:
-            with self.present(index):
-                y: Tensor = block(x)
+            with self.present(block):
+                y: Tensor = stage(x)
                 return y
 
-        if index in self._trained:
+        if block in self._trained:
             return work
-        again = partial(run_again, keeping_input(block, work))
+        again = partial(run_again, keeping_input(stage, work))
         return where_gradients_flow(again, otherwise=work)
 
     def _typed(self, index: int, run: BlockRun) -> BlockRun:
-        """Return what runs a block on inputs cast to the dtype that it computes in."""
-        weights = self._stack.tensors(index).values()
+        """Return what runs a stage on inputs cast to the dtype that it computes in."""
+        block = self._stack.block_of(index)
+        weights = self._stack.tensors(block).values()
         own = next((one.dtype for one in weights if one.is_floating_point()), None)
-        trains = index in self._trained
-        keeps_own = trains and index not in self._bases
+        trains = block in self._trained
+        keeps_own = trains and block not in self._bases
         dtype = own if keeps_own or own is None else self._dtype
-        is_last = index == len(self._stack) - 1
+        is_last = index == self._stack.scoring
 
         def typed(x: Tensor) -> Tensor:
             # Under autocast trained layers choose for themselves.

@@ -66,13 +66,33 @@ class BlockStack(nn.Module):
         self.reads = tuple(self._read_by(module) for module in self.blocks)
 
     @property
+    def stages(self) -> tuple[nn.Module, ...]:
+        """What runs one after the other: the blocks, and the last one's scoring by itself.
+
+        A language model's head without weights that train belongs to the layer before it, as every
+        head does where adapters train; its stage comes after that layer's.
+        """
+        *others, last = self.blocks
+        if isinstance(last, nn.Sequential) and len(last) > 1 and _position_scores(last[-1]):
+            return (*others, last[:-1], last[-1])
+        return (*others, last)
+
+    @property
+    def scoring(self) -> int:
+        """The last stage, which makes the network's outputs."""
+        return len(self.stages) - 1
+
+    def block_of(self, stage: int) -> int:
+        """Return the block that a stage belongs to: the one of its number, or the last."""
+        return min(stage, len(self.blocks) - 1)
+
+    @property
     def position_scores(self) -> int:
-        """How many scores the last block gives each position of a sequence by itself; 0: unknown.
+        """How many scores the last stage gives each position of a sequence by itself; 0: unknown.
 
         The blocks of language models say it, in an attribute of this name.
         """
-        scores: int = getattr(self.blocks[-1], "position_scores", 0)
-        return scores
+        return _position_scores(self.stages[-1])
 
     @classmethod
     def cut(cls, network: Network) -> BlockStack:
@@ -162,12 +182,13 @@ class BlockStack(nn.Module):
         return len(self.blocks)
 
     def forward(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
-        """Run blocks [start, stop) on `x`, the output of block start-1; by default to the end.
+        """Run stages [start, stop) on `x`, the output of stage start-1; by default to the end.
 
-        Blocks that have an entry in `runs` are run by it.
+        Those that have an entry in `runs` are run by it.
         """
-        for index in range(start, len(self.blocks) if stop is None else stop):
-            x = self.runs.get(index, self.blocks[index])(x)
+        stages = self.stages
+        for index in range(start, len(stages) if stop is None else stop):
+            x = self.runs.get(index, stages[index])(x)
         return x
 
     def tensors(self, block: int) -> dict[str, Tensor]:
@@ -358,6 +379,11 @@ def _group(
         (name, modules[0] if len(modules) == 1 else nn.Sequential(*modules))
         for name, modules in groups
     ]
+
+
+def _position_scores(module: nn.Module) -> int:
+    scores: int = getattr(module, "position_scores", 0)
+    return scores
 
 
 def _never_trains(module: nn.Module) -> frozenset[str]:

@@ -24,14 +24,18 @@ from ray_snake.planning.memory import can_run_again
 def suffix_runs(
     stack: BlockStack, trained: Collection[int], suffix: Literal["eager", "recompute", "lean"]
 ) -> dict[int, BlockRun]:
-    """Return how the frozen blocks of a network run, by number: see `BlockStack.runs`.
+    """Return how the stages of a network's frozen blocks run, by number: see `BlockStack.runs`.
 
     Args:
         stack: The network, in which the others are frozen.
         trained: Numbers of the blocks that train.
         suffix: What `training.suffix` comes to.
     """
-    frozen = {index: block for index, block in enumerate(stack.blocks) if index not in trained}
+    frozen = {
+        index: stage
+        for index, stage in enumerate(stack.stages)
+        if stack.block_of(index) not in trained
+    }
     if suffix == "recompute":
         return {
             index: where_gradients_flow(

@@ -300,7 +300,7 @@ class _Step:
             epoch: The epoch.
             summed: Whether gradients are of the sum over what counts in the rows, not of the mean.
         """
-        last = len(self._stack) - 1
+        last = self._stack.scoring
         with computing(self._training.precision, self._device):
             inputs, targets, kept = self._features.batch(rows, epoch)
             hidden = self._stack(inputs, self._features.first, last)

@@ -23,6 +23,8 @@ class BlockCost:
         reads: Other blocks whose weights it computes with too.
         position_scores: How many scores it gives each position of a sequence by itself; 0: it does
             not, or doesn't say so.
+        lead_bytes: What of `saved_bytes` comes before it scores positions; 0: nothing that was
+            measured.
         frozen_bytes: What it keeps for the gradient of its input alone, when it is frozen; 0 if
             that was not measured.
         lean_bytes: What it keeps for the gradient of its input when it is frozen and runs lean;
@@ -50,6 +52,7 @@ class BlockCost:
     largest_bytes: int = 0
     reads: tuple[int, ...] = ()
     position_scores: int = 0
+    lead_bytes: int = 0
     frozen_bytes: int = 0
     lean_bytes: int = 0
     lean_flops: float = 0.0

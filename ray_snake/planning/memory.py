@@ -136,8 +136,9 @@ class _Block:
 
     Attributes:
         row_bytes: Kept of a row from its forward to its backward pass.
-        saved_row_bytes: Kept of a row while its pass forward and backward is one, whatever the
-            settings.
+        scored_row_bytes: Kept of a row while its positions are scored, forward and backward in one,
+            whatever the settings.
+        lead_row_bytes: Kept of a row by what comes before that.
         brief_row_bytes: Needed of a row beside that, while gradients pass through it.
         forward_row_bytes: Needed of a row while it runs and nothing is kept.
         copy_bytes: Casts of its weights and of those that it reads, while it is at work.
@@ -150,7 +151,8 @@ class _Block:
     """
 
     row_bytes: float
-    saved_row_bytes: float
+    scored_row_bytes: float
+    lead_row_bytes: float
     brief_row_bytes: float
     forward_row_bytes: float
     copy_bytes: float
@@ -210,6 +212,9 @@ class MemoryModel:
         copies = TEACHER_COPIES[loss.teacher] if self._teacher else LOSS_COPIES
         self._loss_row_bytes = 0 if visit.cut is not None else copies * outputs
         self._last = None if visit.cut is not None else blocks[-1]
+        trains_last = len(blocks) - 1 in self._trained
+        way = way_of(len(blocks) - 1, blocks, trains=trains_last, training=training)
+        self._keeps_lead = way == "eager"
         self._teacher_row_bytes = {
             "logits": outputs,
             # A float and a class number each.
@@ -266,7 +271,11 @@ class MemoryModel:
                 gradients = head.gradient_bytes + head.waiting_bytes
             # The last block's input, and the gradient of it.
             ends = 2 * size * self._activations(len(self._blocks) - 2, self._all[-1].input_bytes)
-            most = held + ends + gradients + self._piece_bytes(head, size)
+            # What comes before the scores may run again, as other blocks do.
+            lead = size * head.lead_row_bytes
+            kept = lead if self._keeps_lead else 0.0
+            most = held + ends + kept + gradients + self._piece_bytes(head, size)
+            most = max(most, held + 2 * ends + lead + gradients)
         for block in reversed(own):
             waiting += block.waiting_bytes
             added = block.largest_bytes if parts > 1 else 0
@@ -293,8 +302,9 @@ class MemoryModel:
         """Return what the last block and the loss take of the positions that they take at once."""
         last = self._all[-1]
         rows = self._pieces(size) / _positions(last)
-        taken = rows * (head.saved_row_bytes + self._loss_row_bytes) + head.copy_bytes
-        summed = head.gradient_bytes + head.waiting_bytes
+        taken = rows * (head.scored_row_bytes + self._loss_row_bytes) + head.copy_bytes
+        # Where something comes before the scores, it is what has weights that train.
+        summed = (0 if head.lead_row_bytes else head.gradient_bytes) + head.waiting_bytes
         if summed:
             # Gradients are made some rows at a time, of weights that are cast once.
             taken += min(summed, GRADIENT_ROWS * _width(last) * FLOAT_BYTES)
@@ -314,6 +324,7 @@ class MemoryModel:
             # What is kept of the pieces is put together at the end.
             kept_bytes = size * self._teacher_row_bytes
             most = max(most, kept_bytes + self._piece_bytes(head, size))
+            most = max(most, size * head.lead_row_bytes / 2 + head.copy_bytes)
         elif self._teacher:
             most = max(most, size * self._loss_row_bytes)
         if self._teacher:
@@ -382,7 +393,8 @@ class MemoryModel:
         copies = sum(map(self._copied, {index, *cost.reads} - self._stay))
         return _Block(
             row_bytes=row_bytes * factor,
-            saved_row_bytes=(cost.saved_bytes + cost.input_bytes) * factor,
+            scored_row_bytes=(cost.saved_bytes - cost.lead_bytes + cost.input_bytes) * factor,
+            lead_row_bytes=cost.lead_bytes * factor,
             brief_row_bytes=brief * factor,
             # Where nothing is kept, a layer's input and output are there and little else.
             forward_row_bytes=max(ends, cost.input_bytes + cost.saved_bytes / 2) * factor,

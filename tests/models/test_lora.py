@@ -370,6 +370,10 @@ WIDE = {
 }
 
 
+# So many that scores of all positions are not made at once.
+MANY = 16_384
+
+
 class Drawn:
     """Eight rows of 48 random tokens."""
 
@@ -422,6 +426,71 @@ def test_where_bases_come_and_go_none_has_a_copy_in_another_precision():
     assert come < stay
 
 
+def change_of_adapters(trained, *, loss, **training):
+    """Return how a visit changes what trains, and what it and evaluation say after it."""
+    stack = filled({"config": {**WIDE, "vocab_size": MANY}, "lora": {"rank": 4}})
+    settings = recipe({}, training={"batch_size": 8, "epochs": 2, **training}).config.training
+    before = {name: one.detach().clone() for name, one in trainable(stack).items()}
+    outcome = train_visit(
+        stack,
+        Drawn(),
+        trained=trained,
+        learning_rate=0.3,
+        seed=0,
+        training=settings,
+        objective=Objective(loss),
+    )
+    change = torch.cat(
+        [(one.detach() - before[n]).flatten() for n, one in trainable(stack).items()]
+    )
+    judged = evaluate(stack, Drawn(), task=cross_entropy, batch_size=4)
+    return change, (outcome.loss, outcome.accuracy, judged.loss, judged.accuracy)
+
+
+@pytest.mark.parametrize("trained", [(0, 3), (1, 2), (0, 1, 2, 3)])
+@pytest.mark.parametrize(
+    "training",
+    [
+        {},
+        {"suffix": "recompute", "micro_batch": 4},
+        {"residency": "stream", "span": "recompute"},
+    ],
+    ids=["eager", "recompute parts", "all stream"],
+)
+@pytest.mark.parametrize("teacher", [None, "top_k", "last_hidden"])
+def test_scores_that_are_made_some_positions_at_a_time_train_the_same(
+    trained, training, teacher, monkeypatch
+):
+    loss = LossConfig(distillation=0.5 if teacher else 0.0, teacher=teacher or "logits")
+    change, said = change_of_adapters(trained, loss=loss, **training)
+    for module in ("head", "evaluate"):
+        monkeypatch.setattr(f"ray_snake.engine.{module}.is_wide", lambda *_: False)
+    whole, other = change_of_adapters(trained, loss=loss, **training)
+    assert float(whole.norm()) > 0
+    assert float((change - whole).norm()) <= 1e-4 * float(whole.norm())
+    assert said == pytest.approx(other, rel=1e-4)
+
+
+def test_no_scores_of_all_positions_are_there_where_the_head_is_joined_to_a_layer():
+    stack = filled({"config": {**WIDE, "vocab_size": MANY}, "lora": {"rank": 4}})
+    assert [stack.block_of(stage) for stage in range(stack.scoring + 1)] == [0, 1, 2, 3, 3]
+    settings = recipe({}, training={"batch_size": 8, "steps": 1}).config.training
+
+    def work():
+        train_visit(
+            stack,
+            Drawn(),
+            trained=(3,),
+            learning_rate=0.1,
+            seed=0,
+            training=settings,
+            objective=Objective(LossConfig(distillation=0.0)),
+        )
+
+    scores_of_all = 8 * 48 * MANY * 4
+    assert peak_bytes(work) < 2 * scores_of_all
+
+
 @pytest.mark.parametrize("trained", [(0, 3), (2, 3), (0, 1, 2, 3)])
 @pytest.mark.parametrize(
     "training",
@@ -436,8 +505,9 @@ def test_where_bases_come_and_go_none_has_a_copy_in_another_precision():
     ],
     ids=["eager", "recompute", "stream", "bf16 parts", "stream bf16 parts", "span", "all stream"],
 )
-def test_a_visit_takes_about_the_memory_that_is_predicted(trained, training):
-    options = {"config": WIDE, "lora": {"rank": 4}}
+@pytest.mark.parametrize("tokens", [600, MANY], ids=["", "many tokens"])
+def test_a_visit_takes_about_the_memory_that_is_predicted(trained, training, tokens):
+    options = {"config": {**WIDE, "vocab_size": tokens}, "lora": {"rank": 4}}
     settings = recipe(
         options, training={"optimizer": "adamw", "batch_size": 4, "steps": 3, **training}
     ).config.training

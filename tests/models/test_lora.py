@@ -447,17 +447,16 @@ def change_of_adapters(trained, *, loss, **training):
     return change, (outcome.loss, outcome.accuracy, judged.loss, judged.accuracy)
 
 
-@pytest.mark.parametrize("trained", [(0, 3), (1, 2), (0, 1, 2, 3)])
 @pytest.mark.parametrize(
-    "training",
+    ("trained", "training", "teacher"),
     [
-        {},
-        {"suffix": "recompute", "micro_batch": 4},
-        {"residency": "stream", "span": "recompute"},
+        ((0, 1, 2, 3), {}, None),
+        ((0, 3), {"suffix": "recompute", "micro_batch": 4}, "top_k"),
+        ((1, 2), {"suffix": "lean"}, "last_hidden"),
+        ((1, 2), {"residency": "stream", "span": "recompute"}, "top_k"),
+        ((0, 1, 2, 3), {"residency": "stream", "span": "recompute"}, "last_hidden"),
     ],
-    ids=["eager", "recompute parts", "all stream"],
 )
-@pytest.mark.parametrize("teacher", [None, "top_k", "last_hidden"])
 def test_scores_that_are_made_some_positions_at_a_time_train_the_same(
     trained, training, teacher, monkeypatch
 ):
@@ -505,8 +504,26 @@ def test_no_scores_of_all_positions_are_there_where_the_head_is_joined_to_a_laye
     ],
     ids=["eager", "recompute", "stream", "bf16 parts", "stream bf16 parts", "span", "all stream"],
 )
-@pytest.mark.parametrize("tokens", [600, MANY], ids=["", "many tokens"])
-def test_a_visit_takes_about_the_memory_that_is_predicted(trained, training, tokens):
+def test_a_visit_takes_about_the_memory_that_is_predicted(trained, training):
+    assert 0.85 < predicted_over_measured(trained, tokens=600, **training) < 1.25
+
+
+@pytest.mark.parametrize("trained", [(0, 3), (2,), (0, 1, 2, 3)])
+@pytest.mark.parametrize(
+    "training",
+    [
+        {},
+        {"frozen_dtype": "bfloat16", "suffix": "recompute", "micro_batch": 2},
+        {"residency": "stream", "frozen_dtype": "bfloat16", "span": "recompute"},
+    ],
+    ids=["eager", "bf16 parts", "all stream"],
+)
+def test_so_it_does_where_scores_are_made_some_positions_at_a_time(trained, training):
+    assert 0.85 < predicted_over_measured(trained, tokens=MANY, **training) < 1.25
+
+
+def predicted_over_measured(trained, *, tokens, **training):
+    """Return the predicted peak of a visit over what torch allocates in it."""
     options = {"config": {**WIDE, "vocab_size": tokens}, "lora": {"rank": 4}}
     settings = recipe(
         options, training={"optimizer": "adamw", "batch_size": 4, "steps": 3, **training}
@@ -534,4 +551,4 @@ def test_a_visit_takes_about_the_memory_that_is_predicted(trained, training, tok
             objective=Objective(loss),
         )
 
-    assert 0.85 < predicted / peak_bytes(work) < 1.25
+    return predicted / peak_bytes(work)

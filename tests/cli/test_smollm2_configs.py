@@ -75,6 +75,23 @@ def test_the_plan_says_time_memory_and_bytes(prepared, name):
         assert words in text
 
 
+def test_a_plan_of_adapters_has_all_layers_in_each_visit_and_none_of_them_in_memory(prepared):
+    text = called(prepared, "plan", str(CONFIGS / "smollm2_adapters.toml"), "--trips", "1").stdout
+    assert "8 nodes, 30 blocks, whole run about" in text
+    for words in ("0-29", "recompute", "stream"):
+        assert words in text
+
+
+def test_a_short_run_of_adapters_says_its_perplexity(prepared):
+    finished = prepared.call(
+        *("train", str(CONFIGS / "smollm2_adapters.toml"), "--json"),
+        *("--set", "snake.trips=1", "--set", "training.steps=1"),
+        *("--set", "nodes.nodes_per_actor=8"),
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert json.loads(finished.stdout)["metrics"]["perplexity"] > 1
+
+
 def test_a_short_run_on_reviews_says_its_accuracy(prepared):
     finished = prepared.call(
         *("train", str(CONFIGS / "smollm2_reviews.toml"), "--json"),

@@ -102,7 +102,7 @@ def test_results_are_a_table_a_file_and_a_plot(rows, workplace):
     page = (workplace / "results" / "tiny.md").read_text()
     assert "| snake | 1 |" in page
     assert "accuracy.py --scale tiny" in page
-    assert (workplace / "results" / "tiny-alpha0.1.png").stat().st_size > 10_000
+    assert (workplace / "results" / "tiny-alpha0.1-rivals.png").stat().st_size > 10_000
     assert pq.read_table(workplace / "results" / "tiny.parquet").num_rows == 3
 
 

@@ -17,7 +17,7 @@ BUDGETS = ("bytes", "samples", "serial_steps")
 
 
 def write_results(rows: Sequence[Row], folder: Path, *, name: str, made_by: str) -> None:
-    """Write `NAME.parquet`, `NAME.md` and one plot per partition.
+    """Write `NAME.parquet`, `NAME.md` and plots of each partition: of rivals, and of snakes.
 
     Args:
         rows: One for each cell.
@@ -31,8 +31,17 @@ def write_results(rows: Sequence[Row], folder: Path, *, name: str, made_by: str)
     for partition in dict.fromkeys(row["partition"] for row in rows):
         own = [row for row in rows if row["partition"] == partition]
         parts += [f"## {partition}", table(own)]
-        plot(own, folder / f"{name}-{partition}.png", title=partition)
-        parts.append(f"![Accuracy by bytes, samples and serial steps]({name}-{partition}.png)")
+        variants = [row for row in own if row["strategy"].startswith("snake-")]
+        default = [row for row in own if row["strategy"] == "snake"]
+        pictures = {
+            "rivals": [row for row in own if row not in variants],
+            "snakes": default + variants if variants else [],
+        }
+        for what, shown in pictures.items():
+            if shown:
+                file = f"{name}-{partition}-{what}.png"
+                plot(shown, folder / file, title=f"{partition}, {what}")
+                parts.append(f"![Accuracy by samples, bytes and serial steps: {what}]({file})")
     (folder / f"{name}.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
@@ -92,13 +101,14 @@ def plot(rows: Sequence[Row], file: Path, *, title: str) -> None:
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
     axes_of = {"samples": "samples seen", "bytes": "bytes moved", "serial_steps": "serial steps"}
     figure, axes = plt.subplots(1, 3, figsize=(18, 5.5), sharey=True, layout="constrained")
     names = list(dict.fromkeys(row["strategy"] for row in rows))
     # A second round of colours is dashed, a third one dotted.
     every = cycle(product(LINE_STYLES, plt.get_cmap("tab20").colors))
-    looks = dict(zip(names, every, strict=False))
+    looks = dict(zip(names, every, strict=False)) | {"snake": ("-", "black")}
     for axis, (key, label) in zip(axes, axes_of.items(), strict=True):
         for name in names:
             first = next(row for row in rows if row["strategy"] == name)
@@ -110,12 +120,18 @@ def plot(rows: Sequence[Row], file: Path, *, title: str) -> None:
                     label=name,
                     color=colour,
                     linestyle=style,
-                    linewidth=1.2,
+                    linewidth=2.2 if name == "snake" else 1.2,
+                    zorder=3 if name == "snake" else 2,
                 )
         axis.set_xlabel(label)
         axis.grid(alpha=0.3)
         if key == "bytes":
             axis.set_xscale("log")
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+            axis.xaxis.set_major_formatter(EngFormatter(unit="B"))
+            axis.xaxis.set_minor_formatter(NullFormatter())
+        else:
+            axis.xaxis.set_major_formatter(EngFormatter())
     axes[0].set_ylabel("accuracy on watched test rows")
     figure.suptitle(f"CIFAR-10, {title}")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right", fontsize="x-small")

@@ -123,8 +123,8 @@ class FrozenBlocks:
             for block in self._coming:
                 self._let_go(block)
         elif self._brings_in:
-            for block in self._arrived:
-                self._stack.load(block, self._converted(self._arrived[block]), trainable=False)
+            for block, tensors in self._arrived.items():
+                self._stack.load(block, self._converted(tensors), trainable=False)
         self._stack.runs = self._runs()
         return self
 
@@ -196,7 +196,7 @@ class FrozenBlocks:
 
     def _runs(self) -> dict[int, BlockRun]:
         stack = self._stack
-        runs = self._again
+        runs = dict(self._again)
         if not self.streams:
             runs |= suffix_runs(stack, self._trained, self._suffix)
         if not self.streams and self._dtype is None:

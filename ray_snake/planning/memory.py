@@ -303,8 +303,7 @@ class MemoryModel:
         last = self._all[-1]
         rows = self._pieces(size) / _positions(last)
         taken = rows * (head.scored_row_bytes + self._loss_row_bytes) + head.copy_bytes
-        # Where something comes before the scores, it is what has weights that train.
-        summed = (0 if head.lead_row_bytes else head.gradient_bytes) + head.waiting_bytes
+        summed = head.gradient_bytes + head.waiting_bytes
         if summed:
             # Gradients are made some rows at a time, of weights that are cast once.
             taken += min(summed, GRADIENT_ROWS * _width(last) * FLOAT_BYTES)

@@ -48,7 +48,7 @@ from memory_ways import (
     Shape,
     Tokens,
     measured,
-    predicted,
+    predictions,
     ways_of,
     write_weights,
 )
@@ -175,7 +175,7 @@ def _memory_figures(shape: Shape, threads: int) -> dict[str, Any]:
     for adapted in {way in ADAPTERS for way in ways}:
         BlockStack.skeleton(replace(shape, adapted=adapted).build)
     room = forked(_room, shape)
-    expected = {way: forked(predicted, shape, way) for way in ways}
+    expected = forked(predictions, shape, ways)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         forked(write_weights, shape, folder)

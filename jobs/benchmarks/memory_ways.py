@@ -368,15 +368,20 @@ def adapters_settings(shape: Shape, residency: str) -> dict[str, Any]:
     return {**snake_settings(shape, residency), "span": "recompute"}
 
 
-def block_costs(shape: Shape, way: str) -> list[BlockCost]:
-    """Return what is measured of each block before a run that goes a way."""
-    shape = replace(shape, adapted=way in ADAPTERS)
+def predictions(shape: Shape, ways: Sequence[str]) -> dict[str, int | None]:
+    """Return the bytes that the cost model predicts for ways; none for what isn't a visit."""
+    adapted = {way in ADAPTERS for way in ways}
+    costs = {one: _block_costs(replace(shape, adapted=one)) for one in adapted}
+    return {way: _predicted(shape, costs[way in ADAPTERS], way) for way in ways}
+
+
+def _block_costs(shape: Shape) -> list[BlockCost]:
+    """Return what is measured of each block before a run."""
     skeleton = BlockStack.skeleton(shape.build)
     return profile_blocks(skeleton, (shape.sequence,), integer_inputs=True, batch=1)[0]
 
 
-def predicted(shape: Shape, way: str) -> int | None:
-    """Return the bytes that the cost model predicts for a way; none for what isn't a visit."""
+def _predicted(shape: Shape, costs: Sequence[BlockCost], way: str) -> int | None:
     if way == "full":
         trained, settings = tuple(range(shape.layers + 2)), {}
     elif way in SNAKES:
@@ -390,7 +395,7 @@ def predicted(shape: Shape, way: str) -> int | None:
         return None
     cost = predict_visit(
         Visit(number=1, trip=1, node=0, span=Span(trained[0], trained[0] + 1), trained=trained),
-        block_costs(shape, way),
+        costs,
         rows=STEPS * shape.batch,
         steps=STEPS,
         training=shape.training(**settings),

@@ -34,7 +34,7 @@ def write_results(rows: Sequence[Row], folder: Path, *, name: str, made_by: str)
         variants = [row for row in own if row["strategy"].startswith("snake-")]
         default = [row for row in own if row["strategy"] == "snake"]
         pictures = {
-            "rivals": [row for row in own if row not in variants],
+            "rivals": [row for row in own if not row["strategy"].startswith("snake-")],
             "snakes": default + variants if variants else [],
         }
         for what, shown in pictures.items():

@@ -30,6 +30,7 @@ NODE_ID_LABEL = "ray.io/node-id"
 """The label with a machine's id, which Ray gives to each."""
 
 KNOCK_SECONDS = 5.0
+LAST_PORT = 65535
 
 
 @contextlib.contextmanager
@@ -82,11 +83,10 @@ def knock(address: str) -> None:
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and "/" not in host and port.isdigit():
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), KNOCK_SECONDS).close()
-        except OverflowError as error:
-            # The port is none.
-            raise OSError(str(error)) from None
+        if int(port) > LAST_PORT:
+            # The C library would take its last 16 bits, where somebody else may listen.
+            raise OSError(f"there is no port above {LAST_PORT}")
+        socket.create_connection((host.strip("[]"), int(port)), KNOCK_SECONDS).close()
 
 
 def _no_cluster(address: str, error: Exception) -> ResourceError:

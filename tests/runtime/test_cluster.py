@@ -122,19 +122,29 @@ except ResourceError as error:
 """
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "127.0.0.1:99999"])
+def refused(address):
+    """Join the cluster at an address, in another process: one that has joined stays with it."""
+    return subprocess.run(
+        [sys.executable, "-c", REFUSED, address],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}"])
 def test_an_address_where_nobody_listens_is_refused_at_once(address):
-    """In a process of its own: one that has joined a cluster stays with it."""
     with socket.socket() as closed:
         # Taken, so that nobody else listens there.
         closed.bind(("127.0.0.1", 0))
-        address = address.format(closed.getsockname()[1])
-        done = subprocess.run(
-            [sys.executable, "-c", REFUSED, address],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=True,
-        )
+        done = refused(address.format(closed.getsockname()[1]))
     assert "no Ray cluster answers there" in done.stdout
+    assert done.stderr == ""
+
+
+def test_a_port_that_is_none_is_refused_though_somebody_listens_at_its_last_16_bits():
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        done = refused(f"127.0.0.1:{listening.getsockname()[1] + 2**16}")
+    assert "no port above 65535" in done.stdout
     assert done.stderr == ""

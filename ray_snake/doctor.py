@@ -158,7 +158,8 @@ def _of_cluster(address: str | None, here: Machine) -> Iterator[Finding]:
         yield _of_dashboard(address)
         return
     # Ray takes a second to import.
-    from ray_snake.runtime.cluster import connected, is_embedded, on_each_machine
+    from ray_snake.runtime.connection import connected, is_embedded
+    from ray_snake.runtime.on_machines import on_each_machine
 
     if is_embedded(address):
         subject, found = "Ray", "starts on this machine and works"

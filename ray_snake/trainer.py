@@ -19,12 +19,10 @@ from ray_snake.errors import ConfigError, DriverFailedError, InputError, RunErro
 from ray_snake.planning.snake import Snake
 from ray_snake.runtime.cluster import (
     check_resources,
-    connected,
-    is_embedded,
-    on_cluster,
     own_gpus,
     with_gpu_shares,
 )
+from ray_snake.runtime.connection import connected, is_embedded
 from ray_snake.runtime.crew import Muster
 from ray_snake.runtime.driver_actor import SnakeDriver, follow
 from ray_snake.runtime.events import Evaluated, Event, Preparing, RunEnded
@@ -34,6 +32,7 @@ from ray_snake.runtime.launch import actor_class, here
 from ray_snake.runtime.memory_checks import fit_nodes, known_costs
 from ray_snake.runtime.messages import BlockTable, NodeSpec
 from ray_snake.runtime.model_checks import ModelChecks, model_checks
+from ray_snake.runtime.on_machines import on_cluster
 from ray_snake.runtime.placement import NodeGroup, group_nodes
 from ray_snake.runtime.preflight import check_nodes, check_settings
 from ray_snake.runtime.recipe import Recipe

@@ -18,11 +18,13 @@ SHELLS = {
     "actors",
     "answers",
     "cluster",
+    "connection",
     "driver_actor",
     "embedded",
     "jobs",
     "launch",
     "meter",
+    "on_machines",
     "ray_meters",
 }
 # What the driver consists of: it does no tensor maths.

@@ -51,7 +51,7 @@ def tune(
 
     from rich.console import Console
 
-    from ray_snake.runtime.cluster import connected
+    from ray_snake.runtime.connection import connected
     from ray_snake.runtime.preflight import check_model, check_shards
     from ray_snake.runtime.recipe import Recipe
     from ray_snake.storage import Storage

@@ -19,6 +19,7 @@ from ray.exceptions import (
 from ray_snake.errors import (
     MOST_OF_A_MESSAGE,
     NodeFailedError,
+    RunError,
     SnakeError,
     VisitFailedError,
     first_line,
@@ -84,12 +85,11 @@ async def answer_of(call: Awaitable[Answer], who: str, seconds: float | None = N
         raise ProcessLostError(f"{who} was cancelled ({first_line(error)})") from None
 
 
-def cause_of(error: RayTaskError) -> Exception:
+def cause_of(error: Exception) -> Exception:
     """Return what a call raised, or the call whose answer it waited for."""
-    cause: Exception = error
-    while isinstance(cause, RayTaskError):
-        cause = cause.cause
-    return cause
+    while isinstance(error, RayTaskError) and isinstance(error.cause, Exception):
+        error = error.cause
+    return error
 
 
 def _met_by(who: str, cause: Exception) -> Exception:
@@ -99,3 +99,17 @@ def _met_by(who: str, cause: Exception) -> Exception:
     if isinstance(cause, NO_OBJECT):
         return BlocksLostError(f"{who} could not get a block ({first_line(cause)})")
     return visit_failure(who, cause)
+
+
+def error_of(error: Exception) -> SnakeError:
+    """Return the error that a user should see for whatever a Ray call raised."""
+    cause = cause_of(error)
+    if isinstance(cause, SnakeError):
+        return cause
+    return RunError(in_a_line(error), "look into it, then go on with --resume")
+
+
+def in_a_line(error: Exception) -> str:
+    """Return in a line what a Ray call raised, or what made it."""
+    cause = cause_of(error)
+    return f"{type(cause).__name__}: {' '.join(str(cause).split())[:MOST_OF_A_MESSAGE]}"

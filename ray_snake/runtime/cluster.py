@@ -1,17 +1,11 @@
-"""The Ray cluster of a run: an embedded one, or one that is there already, and what it can give."""
+"""What the machines of a run's Ray cluster have, and which of them may host what."""
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import os
-import signal
-import socket
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
 from ray.util.placement_group import PlacementGroup
@@ -19,100 +13,17 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ray_snake.config import NodesConfig, SnakeConfig
 from ray_snake.data import ShardSource
-from ray_snake.errors import ConfigError, ResourceError, RunError, SnakeError
-from ray_snake.runtime.embedded import lean
+from ray_snake.errors import ResourceError
 from ray_snake.runtime.placement import NodeGroup, Request, setting_of
-from ray_snake.runtime.warm import WarmProcess
-
-Answer = TypeVar("Answer")
 
 NODE_ID_LABEL = "ray.io/node-id"
 """The label with a machine's id, which Ray gives to each."""
 
-KNOCK_SECONDS = 5.0
-LAST_PORT = 65535
-
-
-@contextlib.contextmanager
-def connected(address: str | None) -> Iterator[None]:
-    """Use the Ray cluster at `address`, or the one already joined, or an embedded one.
-
-    An embedded cluster lives on this machine and ends with the block. `RAY_ADDRESS` (set within
-    a Ray job) counts as an address.
-
-    Raises:
-        ResourceError: If there is no cluster at the address.
-    """
-    if ray.is_initialized():
-        yield
-        return
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address == "local":
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        quiet["include_dashboard"] = False
-    try:
-        knock(address)
-    except OSError as error:
-        raise _no_cluster(address, error) from None
-    on_sigterm = signal.getsignal(signal.SIGTERM)
-    warm = WarmProcess()
-    try:
-        try:
-            with lean(warm) if address == "local" else contextlib.nullcontext():
-                ray.init(address=address, **quiet)
-        except Exception as error:
-            # Ray raises anything here, down to a bare Exception when a start takes too long.
-            raise _no_cluster(address, error) from None
-        if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
-            # Ray puts a handler in its place that exits with the signal's number.
-            signal.signal(signal.SIGTERM, on_sigterm)
-        yield
-    finally:
-        ray.shutdown()
-        warm.end()
-
-
-def knock(address: str) -> None:
-    """See whether anybody listens at `host:port`, with or without `ray://`; no other is looked at.
-
-    Ray tries for minutes, writes that to standard error, and can't be interrupted meanwhile.
-
-    Raises:
-        OSError: If nobody does.
-    """
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and "/" not in host and port.isdigit():
-        if int(port) > LAST_PORT:
-            # The C library would take its last 16 bits, where somebody else may listen.
-            raise OSError(f"there is no port above {LAST_PORT}")
-        socket.create_connection((host.strip("[]"), int(port)), KNOCK_SECONDS).close()
-
-
-def _no_cluster(address: str, error: Exception) -> ResourceError:
-    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    if address == "local":
-        return ResourceError(
-            "ray",
-            f"could not be started on this machine ({reason})",
-            "see whether it is overloaded or its disk is full, or give --address of a cluster",
-        )
-    return ResourceError(
-        f"--address {address}",
-        f"no Ray cluster answers there ({reason})",
-        "give the address of a running head, or none for an embedded one",
-    )
-
-
-def is_embedded(address: str | None) -> bool:
-    """Return whether a run at `address` has all its nodes on this machine, in its own cluster."""
-    if ray.is_initialized():
-        return False
-    return (address or os.environ.get("RAY_ADDRESS") or "local") == "local"
-
 
 @dataclass
-class _Machine:
+class Machine:
+    """A machine that is up: its name, Ray's id of it, what it has in all, and its labels."""
+
     name: str
     id: str
     resources: dict[str, float]
@@ -130,11 +41,11 @@ def draining() -> set[str]:
         return set()
 
 
-def _machines() -> list[_Machine]:
+def machines_up() -> list[Machine]:
     """Return the machines that are up and stay."""
     leaving = draining()
     return [
-        _Machine(
+        Machine(
             name=str(one["NodeManagerHostname"]),
             id=str(one["NodeID"]),
             resources={name: float(amount) for name, amount in one["Resources"].items()},
@@ -152,17 +63,17 @@ def has_room(request: Request, nodes: NodesConfig) -> bool:
     free = ray._private.state.available_resources_per_node()
     return any(
         all(free.get(one, {}).get(name, 0.0) >= amount for name, amount in request.amounts.items())
-        for one in host_machines(request)
+        for one in hostmachines_up(request)
     )
 
 
-def host_machines(request: Request) -> list[str]:
+def hostmachines_up(request: Request) -> list[str]:
     """Return the ids of the machines that may host a process: those with its labels, and with CPUs.
 
     A head without CPUs is how a cluster says that nothing should compute there; it counts where
     there is nothing else.
     """
-    able = [one for one in _machines() if _matches(one.labels, request.labels)]
+    able = [one for one in machines_up() if _matches(one.labels, request.labels)]
     return [one.id for one in able if one.resources.get("CPU")] or [one.id for one in able]
 
 
@@ -205,7 +116,7 @@ def host_options(
     if request.amounts and reserved is not None:
         return {"scheduling_strategy": PlacementGroupSchedulingStrategy(reserved, bundle)}
     labels = dict(request.labels)
-    machines = host_machines(request)
+    machines = hostmachines_up(request)
     if request.amounts or not machines:
         return {"scheduling_strategy": "SPREAD", "label_selector": labels}
     counts = Counter(hosted)
@@ -279,7 +190,7 @@ def check_resources(
     Raises:
         ResourceError: Naming the setting, what was asked for, and what the cluster has.
     """
-    machines = _machines()
+    machines = machines_up()
     _take_own(own, machines)
     if nodes.may_scale:
         return
@@ -307,7 +218,7 @@ def check_resources(
                 )
 
 
-def _take_own(own: Mapping[str, float], machines: Sequence[_Machine]) -> None:
+def _take_own(own: Mapping[str, float], machines: Sequence[Machine]) -> None:
     """Take the GPU shares of the driver's side from what this machine has for nodes.
 
     Raises:
@@ -345,106 +256,3 @@ def _matches(labels: dict[str, str], selector: Iterable[tuple[str, str]]) -> boo
         if inside == negated:
             return False
     return True
-
-
-def on_cluster(nodes: NodesConfig, groups: Sequence[NodeGroup]) -> Callable[..., list[Any]]:
-    """Return a runner that calls a function, for each node, on a machine that may host the node.
-
-    Shards may be readable only there. The calls are shared out over Ray tasks, about one for each
-    CPU of the cluster. A task's process ends with its answer: Ray would keep it for other tasks,
-    with whatever it read of the rows still in its memory.
-    """
-
-    def run(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        task: Any = ray.remote(max_calls=1)(_each)
-        most = max(1, int(ray.cluster_resources().get("CPU", 1)))
-        size = max(1, -(-len(arguments) // most))
-        refs = {}
-        for request, numbers in _nodes_of(groups).items():
-            options: dict[str, Any] = {
-                "num_cpus": 0,
-                "max_retries": 2,
-                "scheduling_strategy": "SPREAD",
-                "label_selector": dict(request.labels),
-                # Only to be where they are.
-                "resources": {name: min(0.001, amount) for name, amount in request.resources},
-            }
-            for first in range(0, len(numbers), size):
-                few = numbers[first : first + size]
-                refs[few] = task.options(**options).remote(function, [arguments[i] for i in few])
-        try:
-            answers = ray.get(list(refs.values()), timeout=nodes.start_timeout_seconds)
-        except ray.exceptions.GetTimeoutError:
-            raise ConfigError(
-                "nodes",
-                f"no machine looked at the shards within {nodes.start_timeout_seconds:g} s",
-                "see whether machines with nodes.labels are up, or raise "
-                "nodes.start_timeout_seconds",
-            ) from None
-        except ray.exceptions.RayError as error:
-            raise error_of(error) from None
-        found = {
-            number: one
-            for few, several in zip(refs, answers, strict=True)
-            for number, one in zip(few, several, strict=True)
-        }
-        return [found[number] for number in range(len(arguments))]
-
-    return run
-
-
-def on_each_machine(
-    function: Callable[[], Answer], seconds: float = 60.0
-) -> list[tuple[str, Answer | RunError]]:
-    """Call a function on each machine that is up; return their names and what it returned.
-
-    Args:
-        function: What to call, in a process of its own.
-        seconds: What takes longer counts as an error.
-    """
-    task: Any = ray.remote(num_cpus=0, max_calls=1, max_retries=0)(function)
-    machines = _machines()
-    if not machines:
-        return []
-    refs = [task.options(label_selector={NODE_ID_LABEL: one.id}).remote() for one in machines]
-    done, _ = ray.wait(refs, num_returns=len(refs), timeout=seconds)
-    late = f"a task did not end within {seconds:g} s"
-
-    def answer(ref: ray.ObjectRef[Answer]) -> Answer | RunError:
-        if ref not in done:
-            ray.cancel(ref, force=True)
-            return RunError(late, "see whether the machine is overloaded")
-        try:
-            return ray.get(ref)
-        except ray.exceptions.RayError as error:
-            return RunError(_shown(error), "see that ray-snake is there as it is here")
-
-    return [(one.name, answer(ref)) for one, ref in zip(machines, refs, strict=True)]
-
-
-def _nodes_of(groups: Sequence[NodeGroup]) -> dict[Request, tuple[int, ...]]:
-    found: dict[Request, tuple[int, ...]] = {}
-    for group in groups:
-        found[group.request] = (*found.get(group.request, ()), *group.nodes)
-    return found
-
-
-def _each(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-    return [function(*one) for one in arguments]
-
-
-def error_of(error: Exception) -> SnakeError:
-    """Return the error that a user should see for whatever a Ray call raised."""
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, SnakeError):
-        return cause
-    if isinstance(error, SnakeError):
-        return error
-    return RunError(_shown(error), "look into it, then go on with --resume")
-
-
-def _shown(error: Exception) -> str:
-    """Return in a line what a Ray call raised, or what made it."""
-    cause = getattr(error, "cause", None)
-    shown = cause if isinstance(cause, Exception) else error
-    return f"{type(shown).__name__}: {' '.join(str(shown).split())[:400]}"

@@ -16,7 +16,8 @@ from ray_snake.data import ShardSource
 from ray_snake.errors import ResourceError, first_line
 from ray_snake.planning.strategy import Strategy
 from ray_snake.runtime.actors import AnyActor, AnyRef
-from ray_snake.runtime.cluster import check_resources, error_of, has_room, on_cluster
+from ray_snake.runtime.answers import error_of
+from ray_snake.runtime.cluster import check_resources, has_room
 from ray_snake.runtime.crew import Crew
 from ray_snake.runtime.driver import Driver
 from ray_snake.runtime.events import Event, RunEnded
@@ -25,6 +26,7 @@ from ray_snake.runtime.launch import RayEngine, RayNodeLauncher, RayServer
 from ray_snake.runtime.messages import BlockTable, NodeSpec
 from ray_snake.runtime.meter import RayMeter
 from ray_snake.runtime.metrics import RunMetrics
+from ray_snake.runtime.on_machines import on_cluster
 from ray_snake.runtime.placement import NodeGroup, asked_bytes, joining_gpus, joining_request
 from ray_snake.runtime.ray_meters import RayMeters
 from ray_snake.runtime.registrar import Registrar

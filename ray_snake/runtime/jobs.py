@@ -13,7 +13,7 @@ from typing import Any
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from ray_snake.errors import ConfigError, ResourceError, RunError
-from ray_snake.runtime.cluster import knock
+from ray_snake.runtime.connection import knock
 
 POLL_SECONDS = 0.5
 STOP_SECONDS = 60.0

@@ -7,7 +7,7 @@ import pytest
 
 from ray_snake.doctor import Finding, _differences, _of_machine, look, this_machine
 from ray_snake.errors import RunError
-from ray_snake.runtime.cluster import on_each_machine
+from ray_snake.runtime.on_machines import on_each_machine
 
 
 def test_every_machine_is_looked_at_and_compared_with_this_one(raylets, tmp_path):

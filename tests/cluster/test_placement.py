@@ -16,8 +16,9 @@ from scenarios import (
 from ray_snake.config import NodesConfig
 from ray_snake.data import ShardSource
 from ray_snake.errors import ResourceError
-from ray_snake.runtime.cluster import on_cluster, with_gpu_shares
+from ray_snake.runtime.cluster import with_gpu_shares
 from ray_snake.runtime.meter import machine_name
+from ray_snake.runtime.on_machines import on_cluster
 from ray_snake.runtime.placement import group_nodes
 
 

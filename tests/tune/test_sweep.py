@@ -112,7 +112,7 @@ def processes(root):
 
 def test_a_sweep_ends_with_ranked_trials_and_the_best_settings_train_to_its_score(sweep):
     answer, said = sweep.end(sweep.start())
-    assert (answer["trials"], answer["failed"]) == (TRIALS, 0)
+    assert (answer["trials"], answer["failed"]) == (TRIALS, 0), said
     assert answer["best"]["trip"] == TRIPS
     assert "3 trials, best first" in said
     found = sweep.folder / "runs" / "sweep"
@@ -150,7 +150,7 @@ def test_a_killed_trial_goes_on_from_its_journal(sweep):
         answer, said = sweep.end(process)
     finally:
         kill_all(process)
-    assert (answer["trials"], answer["failed"]) == (TRIALS, 0)
+    assert (answer["trials"], answer["failed"]) == (TRIALS, 0), said
     assert "it goes on from its journal" in said
     runs = sweep.runs()
     assert len(runs) == TRIALS
@@ -167,8 +167,8 @@ def test_a_killed_sweep_goes_on_and_repeats_no_finished_trial(sweep):
     finally:
         kill_all(process)
     before = {name: [one.finished_at for one in v] for name, v in sweep.runs().items()}
-    answer, _ = sweep.end(sweep.start("--resume"))
-    assert (answer["trials"], answer["failed"]) == (TRIALS, 0)
+    answer, said = sweep.end(sweep.start("--resume"))
+    assert (answer["trials"], answer["failed"]) == (TRIALS, 0), said
     after = sweep.runs()
     assert len(after) == TRIALS
     for name, visits in after.items():

@@ -10,7 +10,7 @@ import pytest
 EMBEDDED = """
 import json, os
 from pathlib import Path
-from ray_snake.runtime.cluster import connected
+from ray_snake.runtime.connection import connected
 
 def commands():
     for entry in Path("/proc").iterdir():
@@ -30,7 +30,7 @@ FORKED = """
 import json, os, select, signal, sys
 from pathlib import Path
 import ray
-from ray_snake.runtime.cluster import connected
+from ray_snake.runtime.connection import connected
 
 class Worker:
     def begun(self):
@@ -112,7 +112,7 @@ def test_workers_of_an_embedded_cluster_are_forked_or_else_begin_as_ray_has_it()
 REFUSED = """
 import sys
 from ray_snake.errors import ResourceError
-from ray_snake.runtime.cluster import connected
+from ray_snake.runtime.connection import connected
 
 try:
     with connected(sys.argv[1]):

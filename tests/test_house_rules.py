@@ -133,7 +133,7 @@ def test_planning_and_the_drivers_side_bring_neither_ray_nor_torch_along():
         for path in [*modules_of("planning"), *modules_of("baselines")]
     ]
     names += [f"ray_snake.runtime.{stem}" for stem in DRIVER_SIDE]
-    names += ["ray_snake.runtime.shard_checks", "ray_snake.simulation.simulator"]
+    names += ["ray_snake.runtime.preflight", "ray_snake.simulation.simulator"]
     names += ["ray_snake", "ray_snake.config", "ray_snake.layers.ledger", "ray_snake.layers.state"]
     assert import_in_a_fresh_process(names) == set()
 

@@ -28,11 +28,11 @@ from ray_snake.runtime.meter import RayMeter
 from ray_snake.runtime.metrics import RunMetrics
 from ray_snake.runtime.on_machines import on_cluster
 from ray_snake.runtime.placement import NodeGroup, asked_bytes, joining_gpus, joining_request
+from ray_snake.runtime.preflight import check_joining
 from ray_snake.runtime.ray_meters import RayMeters
 from ray_snake.runtime.registrar import Registrar
 from ray_snake.runtime.requests import Mailbox
 from ray_snake.runtime.roster import Roster
-from ray_snake.runtime.shard_checks import check_joining
 from ray_snake.runtime.states import Failed
 from ray_snake.storage import Storage
 

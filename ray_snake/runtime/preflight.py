@@ -213,6 +213,23 @@ def check_settings(config: SnakeConfig, nodes: Sequence[NodeSpec]) -> None:
             )
 
 
+def check_joining(recipe: Recipe, source: ShardSource) -> NodeSpec:
+    """Check the shard of a node that joins a run: what is checked of all others before it starts.
+
+    Imports torch in the process that it is called in, once the shard is known to have rows.
+
+    Raises:
+        InputError: If the shard can't be used, or does not fit the model or the settings.
+    """
+
+    def classes(facts: ShardFacts, name: str) -> int | None:
+        return classes_for(recipe.skeleton(), facts, name, recipe.named_task())
+
+    (spec,) = check_nodes(classes, [source], _here)
+    check_settings(recipe.config, [spec])
+    return spec
+
+
 def _kind(facts: ShardFacts) -> ShardFacts:
     return replace(facts, samples=0, largest=0)
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ray_snake.data import NodeDataset, ShardSource
-from ray_snake.runtime.messages import NodeSpec
-from ray_snake.runtime.recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,23 +61,3 @@ def check_shard(source: ShardSource, classes: int | None) -> None:
         DataError: If a row of it would spoil a training.
     """
     NodeDataset.open(source).check(classes)
-
-
-def check_joining(recipe: Recipe, source: ShardSource) -> NodeSpec:
-    """Check the shard of a node that joins a run: what is checked of all others before it starts.
-
-    Imports torch in the process that it is called in, once the shard is known to have rows.
-
-    Raises:
-        InputError: If the shard can't be used, or does not fit the model or the settings.
-    """
-    from ray_snake.runtime.preflight import check_nodes, check_settings, classes_for
-
-    def classes(facts: ShardFacts, name: str) -> int | None:
-        return classes_for(recipe.skeleton(), facts, name, recipe.named_task())
-
-    (spec,) = check_nodes(
-        classes, [source], lambda function, arguments: [function(*one) for one in arguments]
-    )
-    check_settings(recipe.config, [spec])
-    return spec

@@ -19,11 +19,12 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import IO, cast
 
 import click
 import tomllib
 import torch
-from command import Benchmark
+from command import Benchmark, end_with_parent
 from comparison.cell import Cell, Row, settings, train
 from comparison.data import PARTITIONS, Pictures, prepare
 from comparison.scales import SCALES, Scale
@@ -73,6 +74,7 @@ def main(
         known=[] if known is None else read_rows(Path(known)),
     )
     if only is not None:
+        end_with_parent()
         chosen_cell = json.loads(only)
         chosen_cell["variant"] = VARIANTS[chosen_cell["variant"]]
         comparison.train(Cell(**chosen_cell))
@@ -170,12 +172,21 @@ class Comparison:
             click.echo(f"training {cell.key}", err=True)
             chosen = {**vars(cell), "variant": cell.variant.name}
             command = [sys.executable, __file__, *arguments, "--only", json.dumps(chosen)]
-            done = subprocess.run(command, check=False, stdout=subprocess.DEVNULL)
-            if done.returncode != 0:
-                click.echo(f"{cell.key} failed with exit status {done.returncode}", err=True)
+            pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
+            with subprocess.Popen(command, stdin=pipe, stdout=nowhere) as process:
+                running.append(process)
+                process.wait()
+            if process.returncode != 0:
+                click.echo(f"{cell.key} failed with exit status {process.returncode}", err=True)
 
+        running: list[subprocess.Popen[bytes]] = []
         with ThreadPoolExecutor(jobs) as pool:
-            list(pool.map(run, missing))
+            try:
+                list(pool.map(run, missing))
+            finally:
+                for process in running:
+                    # They end with that; where this process is killed, the kernel closes it.
+                    cast(IO[bytes], process.stdin).close()
         lost = [one.key for one in missing if not self._file(one).exists()]
         if lost:
             raise click.ClickException(f"{len(lost)} cells failed: {', '.join(lost[:5])}")

@@ -25,6 +25,7 @@ from ray_snake.data.shards import (
     write_shard,
 )
 from ray_snake.errors import DataError
+from ray_snake.hub import CONFIG, TOKENIZER, local_folder
 from ray_snake.location import without_secrets
 
 Tokens = NDArray[np.int32]
@@ -91,7 +92,9 @@ class PretrainedTokenizer:
                 "pip install 'ray-snake[hf]', or use the tokenizer 'bytes'",
             ) from None
         try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(name)
+            # Some tokenizers are known by their model's kind alone.
+            folder = local_folder(name, [CONFIG, *TOKENIZER])
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         except (OSError, ValueError) as error:
             raise DataError(
                 f"tokenizer {name}",

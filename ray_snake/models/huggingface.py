@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ray_snake.errors import ModelError
+from ray_snake.hub import CONFIG, local_folder
 from ray_snake.models.decoder import Task
 from ray_snake.models.families import FAMILIES
 from ray_snake.models.lora import Lora, add_adapters, merged
@@ -117,9 +118,8 @@ def huggingface(
         if model is None:
             found = transformers.AutoConfig.for_model(**(config or {}))
         else:
-            found = transformers.AutoConfig.from_pretrained(
-                model, revision=revision or "main", **(config or {})
-            )
+            folder = local_folder(model, [CONFIG], revision=revision)
+            found = transformers.AutoConfig.from_pretrained(folder, **(config or {}))
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
             f"model.options.{'config' if model is None else 'model'}",

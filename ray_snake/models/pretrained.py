@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ray_snake.errors import ModelError
+from ray_snake.hub import CONFIG, TOKENIZER
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -20,18 +21,10 @@ FILE_BYTES = 5_000_000_000
 """Size up to which weights are written to one file, as transformers has it."""
 
 # What transformers writes beside the weights, and a model that was trained further still needs.
-COMPANIONS = (
-    "added_tokens.json",
-    "chat_template.jinja",
-    "generation_config.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-    "vocab.txt",
-)
+COMPANIONS = ("generation_config.json", *TOKENIZER)
+FILES = (CONFIG, "model*.safetensors*", *COMPANIONS)
+"""Patterns of all that is read of a model, or handed on."""
+
 # How names of weights ended before 2019; files with them are still in use.
 _FORMER_ENDINGS = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
 

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ray_snake.errors import ModelError
+from ray_snake.hub import local_folder
 from ray_snake.models.families import Family
 from ray_snake.models.lora import draw_adapters
 from ray_snake.models.padding import mark, real_positions
-from ray_snake.models.pretrained import COMPANIONS, Checkpoint
+from ray_snake.models.pretrained import FILES, Checkpoint
 from ray_snake.models.tied import TiedLinear
 
 
@@ -48,7 +49,14 @@ class Weights:
         """Return the folder of the stored ones, fetched where it is not here; none if drawn."""
         if self._model is None:
             return None
-        return _folder(self._model, self._revision, fetches=True)
+        try:
+            return local_folder(self._model, FILES, revision=self._revision)
+        except (OSError, ValueError) as error:
+            raise ModelError(
+                "model.options.model",
+                f"{self._model!r} can't be fetched ({' '.join(str(error).split())[:200]})",
+                "check the name, or give the folder of a copy",
+            ) from None
 
     def fill(self, block: Block) -> None:
         """Give a block its weights: those that are stored, the others drawn."""
@@ -74,13 +82,14 @@ class Weights:
 
         What is not stored in the weights' dtype can't: it would be a copy of this process's own.
         """
-        folder = None
-        if self._model is not None and self._checkpoint is None:
-            folder = _folder(self._model, self._revision, fetches=False)
-        if folder is not None:
-            self._checkpoint = Checkpoint(folder)
-        if self._checkpoint is None:
+        if self._model is None:
             return False
+        if self._checkpoint is None:
+            try:
+                folder = local_folder(self._model, FILES, revision=self._revision, fetches=False)
+            except (OSError, ValueError):
+                return False
+            self._checkpoint = Checkpoint(folder)
         prefix = self._skeleton.base_model_prefix
         stored: dict[str, str] = {}
         for name in block.never_trains:
@@ -255,29 +264,3 @@ class ClassBlock(Block):
     def forward(self, features: Tensor) -> Tensor:
         """Score the classes."""
         return self.family.classify(self.parts, features, self.real(features))
-
-
-def _folder(model: str, revision: str | None, *, fetches: bool) -> Path | None:
-    """Return a model's folder; none if it is not on this machine and nothing is to be fetched."""
-    given = Path(model)
-    if given.is_dir():
-        return given
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(
-            snapshot_download(
-                model,
-                revision=revision,
-                allow_patterns=["config.json", "model*.safetensors*", *COMPANIONS],
-                local_files_only=not fetches,
-            )
-        )
-    except (OSError, ValueError) as error:
-        if not fetches:
-            return None
-        raise ModelError(
-            "model.options.model",
-            f"{model!r} can't be fetched ({' '.join(str(error).split())[:200]})",
-            "check the name, or give the folder of a copy",
-        ) from None

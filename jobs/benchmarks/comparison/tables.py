@@ -12,12 +12,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 Row = Mapping[str, Any]
+SEEDS = 3
 LINE_STYLES = ("-", "--", ":")
 BUDGETS = ("bytes", "samples", "serial_steps")
+MARK = "<!-- What stands above this line is kept; what follows is written by accuracy.py. -->"
 
 
 def write_results(rows: Sequence[Row], folder: Path, *, name: str, made_by: str) -> None:
     """Write `NAME.parquet`, `NAME.md` and plots of each partition: of rivals, and of snakes.
+
+    What somebody wrote at the top of an earlier `NAME.md` stays there: see `MARK`.
 
     Args:
         rows: One for each cell.
@@ -27,7 +31,11 @@ def write_results(rows: Sequence[Row], folder: Path, *, name: str, made_by: str)
     """
     folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist([dict(one) for one in rows]), folder / f"{name}.parquet")
-    parts = [made_by]
+    file = folder / f"{name}.md"
+    above, mark, _ = file.read_text(encoding="utf-8").partition(MARK) if file.exists() else [""] * 3
+    parts = [(above if mark else "") + MARK, made_by]
+    if summary := by_partition(rows):
+        parts.append(summary)
     for partition in dict.fromkeys(row["partition"] for row in rows):
         own = [row for row in rows if row["partition"] == partition]
         parts += [f"## {partition}", table(own)]
@@ -39,16 +47,51 @@ def write_results(rows: Sequence[Row], folder: Path, *, name: str, made_by: str)
         }
         for what, shown in pictures.items():
             if shown:
-                file = f"{name}-{partition}-{what}.png"
-                plot(shown, folder / file, title=f"{partition}, {what}")
-                parts.append(f"![Accuracy by samples, bytes and serial steps: {what}]({file})")
-    (folder / f"{name}.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+                picture = f"{name}-{partition}-{what}.png"
+                plot(shown, folder / picture, title=f"{partition}, {what}")
+                parts.append(f"![Accuracy by samples, bytes and serial steps: {what}]({picture})")
+    file.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
     """Return the rows that `write_results` has put into a Parquet file."""
     rows: list[dict[str, Any]] = pq.read_table(file).to_pylist()
     return rows
+
+
+def by_partition(rows: Sequence[Row]) -> str:
+    """Return the accuracy of what was trained on several partitions, as a Markdown table.
+
+    Means over seeds, with their standard deviation and where it is not of three their number; empty
+    if nothing was.
+    """
+    partitions = list(dict.fromkeys(row["partition"] for row in rows))
+    cells: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        cells.setdefault(row["strategy"], {}).setdefault(row["partition"], []).append(
+            row["accuracy"]
+        )
+    several = {name: own for name, own in cells.items() if len(own) > 1}
+    if not several:
+        return ""
+    lines = [
+        f"| strategy | {' | '.join(partitions)} |",
+        f"| --- |{' --- |' * len(partitions)}",
+    ]
+    for name, own in several.items():
+        shown = [_mean_and_spread(own.get(one, [])) for one in partitions]
+        lines.append(f"| {name} | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def _mean_and_spread(accuracies: Sequence[float]) -> str:
+    if not accuracies:
+        return "-"
+    mean = f"{statistics.mean(accuracies):.3f}"
+    if len(accuracies) == 1:
+        return f"{mean} (1 seed)"
+    spread = f"{mean} ± {statistics.stdev(accuracies):.3f}"
+    return spread if len(accuracies) == SEEDS else f"{spread} ({len(accuracies)} seeds)"
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -70,11 +113,11 @@ def table(rows: Sequence[Row]) -> str:
     lines = [head]
     for name, own in groups.items():
         accuracies = [row["accuracy"] for row in own]
-        spread = statistics.stdev(accuracies) if len(own) > 1 else 0.0
+        spread = f"{statistics.stdev(accuracies):.3f}" if len(own) > 1 else "-"
         equal = [_mean_at(own, key, budgets[key]) for key in BUDGETS]
         lines.append(
             f"| {name} | {', '.join(str(row['seed']) for row in own)} "
-            f"| {statistics.mean(accuracies):.3f} | {spread:.3f} "
+            f"| {statistics.mean(accuracies):.3f} | {spread} "
             f"| {_mean(own, 'fluctuation'):.3f} | {_mean(own, 'samples'):,.0f} "
             f"| {_mean(own, 'bytes') / 1e6:,.1f} | {_mean(own, 'peak_memory_bytes') / 1e6:,.1f} "
             f"| {_mean(own, 'flops') / 1e12:,.1f} | {_mean(own, 'serial_steps'):,.0f} "

@@ -1,0 +1,55 @@
+"""The comparison's tables and pictures, of rows that no run has made."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "jobs" / "benchmarks"))
+from comparison.tables import MARK, by_partition, plot, write_results
+
+
+def row(strategy, partition="iid", seed=1, accuracy=0.5):
+    point = {"samples": 10, "bytes": 10, "serial_steps": 10, "accuracy": accuracy}
+    return {
+        "strategy": strategy,
+        "partition": partition,
+        "seed": seed,
+        "accuracy": accuracy,
+        "fluctuation": 0.0,
+        "samples": 10,
+        "bytes": 10,
+        "serial_steps": 10,
+        "peak_memory_bytes": 10,
+        "flops": 10,
+        "curve": [point, {**point, "samples": 20, "bytes": 20, "serial_steps": 20}],
+    }
+
+
+@pytest.mark.parametrize("strategies", [1, 21, 70])
+def test_there_are_looks_for_every_strategy(strategies, tmp_path):
+    rows = [row(f"strategy-{number}", accuracy=0.01 * number) for number in range(strategies)]
+    plot(rows, tmp_path / "picture.png", title="iid")
+    assert (tmp_path / "picture.png").stat().st_size > 10_000
+
+
+def test_what_stands_above_the_mark_is_kept(tmp_path):
+    for made_by in ("the first time", "the second time"):
+        write_results([row("snake")], tmp_path, name="small", made_by=made_by)
+        page = tmp_path / "small.md"
+        assert page.read_text().count(MARK) == page.read_text().count("| snake |") == 1
+        page.write_text(page.read_text().replace(MARK, f"Read {made_by}.\n\n{MARK}"))
+    head, _, rest = page.read_text().partition(MARK)
+    assert head.split("\n\n")[:2] == ["Read the first time.", "Read the second time."]
+    assert "the first time" not in rest
+
+
+def test_partitions_are_compared_for_strategies_that_have_several():
+    rows = [row("snake", "iid", seed, 0.5 + seed / 100) for seed in (1, 2, 3)]
+    rows += [row("snake", "alpha0.1"), row("fedavg", "iid", 1, 0.25)]
+    assert by_partition(rows).splitlines() == [
+        "| strategy | iid | alpha0.1 |",
+        "| --- | --- | --- |",
+        "| snake | 0.520 ± 0.010 | 0.500 (1 seed) |",
+    ]
+    assert by_partition(rows[:3]) == ""

@@ -122,7 +122,7 @@ def test_a_new_machine_goes_on_with_the_rows_of_another(rows, workplace, tmp_pat
     assert both[0] == rows[2]
     assert both[1]["learning_rate"] == rows[2]["learning_rate"]
     trained = [line for line in log.splitlines() if line.startswith("training")]
-    assert trained == ["training cell-snake-no-kd-alpha0.1-1-0.01"]
+    assert trained == ["training cell-snake-no-kd-alpha0.1-1-0.01 (1 of 1)"]
     shown, _ = compare(tmp_path, "--finished", "--rows", known)
     assert [row["strategy"] for row in shown] == ["fedavg+la", "split+la", "snake", "snake-no-kd"]
 

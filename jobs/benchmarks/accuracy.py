@@ -168,8 +168,8 @@ class Comparison:
         for partition in {one.partition for one in missing}:
             self.pictures(partition)
 
-        def run(cell: Cell) -> None:
-            click.echo(f"training {cell.key}", err=True)
+        def run(number: int, cell: Cell) -> None:
+            click.echo(f"training {cell.key} ({number} of {len(missing)})", err=True)
             chosen = {**vars(cell), "variant": cell.variant.name}
             command = [sys.executable, __file__, *arguments, "--only", json.dumps(chosen)]
             pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
@@ -182,7 +182,7 @@ class Comparison:
         running: list[subprocess.Popen[bytes]] = []
         with ThreadPoolExecutor(jobs) as pool:
             try:
-                list(pool.map(run, missing))
+                list(pool.map(run, range(1, len(missing) + 1), missing))
             finally:
                 for process in running:
                     # They end with that; where this process is killed, the kernel closes it.

@@ -9,7 +9,7 @@ quickstart: environment
 	$(BIN)/ray-snake train jobs/configs/quickstart.toml
 
 test: lint
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+	$(BIN)/python -m pytest
 
 lint: environment
 	$(BIN)/ruff check .

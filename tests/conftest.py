@@ -1,7 +1,4 @@
-"""One real Ray cluster for all tests that need one: three raylets, each with its own store.
-
-`make test` runs the tests of two files side by side; those that share a cluster stay together.
-"""
+"""One real Ray cluster for all tests that need one: three raylets, each with its own store."""
 
 import json
 import os
@@ -20,12 +17,6 @@ settings.register_profile(
 )
 settings.load_profile("ray_snake")
 
-# Ray's workers would else get what tests beside theirs leave of a core.
-os.environ.setdefault("RAY_worker_niceness", "0")
-
-# What takes long to start, and is there once. Tests with it are the most, so they come first.
-SHARED = ("raylets", "head", "bed")
-
 # A killed raylet is noticed after about a second in place of fourteen.
 QUICK_HEALTH_CHECKS = {
     "health_check_initial_delay_ms": 0,
@@ -34,16 +25,6 @@ QUICK_HEALTH_CHECKS = {
     "health_check_failure_threshold": 3,
     "metrics_report_interval_ms": 500,
 }
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    def shared(item):
-        return next((one for one in SHARED if one in item.fixturenames), None)
-
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(shared(item) or item.path.stem))
-    items.sort(key=lambda item: shared(item) is None)
 
 
 @pytest.fixture(scope="session")

@@ -180,6 +180,14 @@ SNAKES = (
         augmentation=AUGMENTED,
         model=BATCH_NORM,
     ),
+    snake(
+        "snake-equal-bytes-flip-crop-fixbn",
+        "norm",
+        snake=LONG,
+        augmentation=AUGMENTED,
+        model=BATCH_NORM,
+        training={"fix_norms_after_trips": 16},
+    ),
     snake("snake-int8", "codec", codec={"name": "int8"}),
 )
 

@@ -18,6 +18,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import IO, cast
 
@@ -28,8 +29,8 @@ from command import Benchmark, end_with_parent
 from comparison.cell import Cell, Row, settings, train
 from comparison.data import PARTITIONS, Pictures, prepare
 from comparison.scales import SCALES, Scale
-from comparison.tables import read_rows, write_results
-from comparison.variants import VARIANTS
+from comparison.tables import label, read_rows, write_results
+from comparison.variants import NORMS, VARIANTS
 from origin import ROOT, commit, machine, made_by
 
 ROWS_SAY = "A row's own commit and machine stand in the Parquet file."
@@ -44,6 +45,7 @@ TUNING_SEED = 0
 @click.option("--storage", default="runs/accuracy", show_default=True, help="Cells are kept here.")
 @click.option("--strategy", "chosen", multiple=True, help="Variants; by default all.")
 @click.option("--partition", "partitions", multiple=True, type=click.Choice(list(PARTITIONS)))
+@click.option("--norm", "norms", multiple=True, type=click.Choice(list(NORMS)))
 @click.option("--rate", type=float, help="A learning rate for all, in place of choosing one.")
 @click.option("--jobs", default=1, show_default=True, help="Cells trained at the same time.")
 @click.option("--finished", is_flag=True, help="Train nothing; show the cells that are there.")
@@ -58,6 +60,7 @@ def main(
     storage: str,
     chosen: tuple[str, ...],
     partitions: tuple[str, ...],
+    norms: tuple[str, ...],
     rate: float | None,
     jobs: int,
     finished: bool,
@@ -66,7 +69,11 @@ def main(
     only: str | None,
     as_json: bool,
 ) -> None:
-    """Train every cell that is not there yet; then show one row for each."""
+    """Train every cell that is not there yet; then show one row for each.
+
+    Without `--partition` or `--norm` a variant has its own: rivals and the default snake all
+    partitions, what changes one thing of the default the most skewed one.
+    """
     comparison = Comparison(
         SCALES[scale_name],
         Path(data),
@@ -81,25 +88,51 @@ def main(
         return
     rows: list[Row] = comparison.finished() if finished else []
     arguments = ["--scale", scale_name, "--data", data, "--storage", storage]
-    for partition in () if finished else partitions or tuple(PARTITIONS):
-        names = chosen or tuple(VARIANTS)
-        tuned = [] if rate else comparison.tuning_cells(names, partition)
-        comparison.train_all(tuned, arguments, jobs)
+    every = [
+        Setup(name=name, partition=partition, norm=norm)
+        for partition in PARTITIONS
+        for norm in NORMS
+        for name in chosen or VARIANTS
+        if partition in (partitions or VARIANTS[name].partitions)
+        and norm in (norms or VARIANTS[name].norms)
+    ]
+    if not finished:
+        comparison.train_all([] if rate else comparison.tuning_cells(every), arguments, jobs)
         cells = [
-            Cell(
-                variant=VARIANTS[name],
-                partition=partition,
-                seed=seed,
-                rate=rate or comparison.best_rate(name, partition),
-            )
+            one.cell(seed, rate or comparison.best_rate(one))
             for seed in range(1, seeds + 1)
-            for name in names
+            for one in every
         ]
         comparison.train_all(cells, arguments, jobs)
-        rows += [comparison.row(cell) for cell in cells]
+        rows = comparison.in_order([comparison.row(cell) for cell in cells])
     if results is not None:
         write_results(rows, Path(results), name=scale_name, made_by=f"{made_by()} {ROWS_SAY}")
     click.echo(json.dumps({"scale": scale_name, "rows": rows}) if as_json else _lines(rows))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What has a learning rate of its own: a variant's name, a partition and a norm."""
+
+    name: str
+    partition: str
+    norm: str
+
+    def cell(self, seed: int, rate: float, *, tuning: bool = False) -> Cell:
+        """Return one of its cells."""
+        return Cell(
+            variant=VARIANTS[self.name],
+            partition=self.partition,
+            norm=self.norm,
+            seed=seed,
+            rate=rate,
+            tuning=tuning,
+        )
+
+    @property
+    def tuned_as(self) -> Setup:
+        """The one whose learning rate it takes."""
+        return replace(self, name=VARIANTS[self.name].tuned_as)
 
 
 class Comparison:
@@ -134,33 +167,26 @@ class Comparison:
             watched=self._scale.watched,
         )
 
-    def tuning_cells(self, names: Sequence[str], partition: str) -> list[Cell]:
+    def tuning_cells(self, setups: Sequence[Setup]) -> list[Cell]:
         """Return the cells that learning rates are chosen by, but for those that are known."""
         # An ablation differs from the default in one thing alone.
-        tuned = dict.fromkeys(VARIANTS[one].tuned_as for one in names)
+        tuned = dict.fromkeys(one.tuned_as for one in setups)
         return [
-            Cell(
-                variant=VARIANTS[name],
-                partition=partition,
-                seed=TUNING_SEED,
-                rate=rate,
-                tuning=True,
-            )
-            for name in tuned
-            if self._known_rate(name, partition) is None
+            one.cell(TUNING_SEED, rate, tuning=True)
+            for one in tuned
+            if self._known_rate(one) is None
             for rate in self._scale.rates
         ]
 
-    def best_rate(self, name: str, partition: str) -> float:
+    def best_rate(self, setup: Setup) -> float:
         """Return the learning rate with the best accuracy on held-out rows.
 
         It is the known rows' where there are some: they were trained with their best one.
         """
-        known = self._known_rate(VARIANTS[name].tuned_as, partition)
+        known = self._known_rate(setup.tuned_as)
         if known is not None:
             return known
-        cells = self.tuning_cells([name], partition)
-        return max(cells, key=lambda one: self.row(one)["accuracy"]).rate
+        return max(self.tuning_cells([setup]), key=lambda one: self.row(one)["accuracy"]).rate
 
     def train_all(self, cells: Sequence[Cell], arguments: Sequence[str], jobs: int) -> None:
         """Train those cells that are not there yet, each in a process of its own."""
@@ -217,25 +243,28 @@ class Comparison:
         files = (self._folder / "rows").glob("cell-*.json")
         here: list[Row] = [json.loads(one.read_text(encoding="utf-8")) for one in files]
         rows = {_place(row): row for row in [*self._known.values(), *here]}
-        order = [*VARIANTS]
+        return self.in_order(list(rows.values()))
+
+    def in_order(self, rows: Sequence[Row]) -> list[Row]:
+        """Return rows by partition and variant, each with its norms in order."""
+        orders = [*PARTITIONS], [*VARIANTS], [*NORMS]
+        keys = ("partition", "strategy", "norm")
         return sorted(
-            rows.values(),
-            key=lambda row: (row["partition"], order.index(row["strategy"]), row["seed"]),
+            rows,
+            key=lambda row: (
+                *(order.index(row[key]) for order, key in zip(orders, keys, strict=True)),
+                row["seed"],
+            ),
         )
 
     def _still_valid(self, rows: Sequence[Row]) -> dict[str, Row]:
         """Return rows by their cell's key, but for those of variants that have changed since."""
         valid = {}
         for row in rows:
-            variant = VARIANTS.get(row["strategy"])
-            if variant is None:
+            if row["strategy"] not in VARIANTS:
                 continue
-            cell = Cell(
-                variant=variant,
-                partition=row["partition"],
-                seed=row["seed"],
-                rate=row["learning_rate"],
-            )
+            setup = Setup(name=row["strategy"], partition=row["partition"], norm=row["norm"])
+            cell = setup.cell(row["seed"], row["learning_rate"])
             config = settings(cell, self._scale, self.pictures(cell.partition), self._common)
             if config.fingerprint() == row["config_hash"]:
                 valid[cell.key] = row
@@ -243,13 +272,9 @@ class Comparison:
             click.echo(f"{len(rows) - len(valid)} known rows are of other settings", err=True)
         return valid
 
-    def _known_rate(self, name: str, partition: str) -> float | None:
-        rates = (
-            float(row["learning_rate"])
-            for row in self._known.values()
-            if (row["strategy"], row["partition"]) == (name, partition)
-        )
-        return next(rates, None)
+    def _known_rate(self, setup: Setup) -> float | None:
+        known = (row for row in self._known.values() if _place(row)[:3] == astuple(setup))
+        return next((float(row["learning_rate"]) for row in known), None)
 
     def _is_there(self, cell: Cell) -> bool:
         return self._file(cell).exists() or cell.key in self._known
@@ -258,13 +283,13 @@ class Comparison:
         return self._folder / "rows" / f"{cell.key}.json"
 
 
-def _place(row: Row) -> tuple[str, str, int]:
-    return row["partition"], row["strategy"], row["seed"]
+def _place(row: Row) -> tuple[str, str, str, int]:
+    return row["strategy"], row["partition"], row["norm"], row["seed"]
 
 
 def _lines(rows: Sequence[Row]) -> str:
     return "\n".join(
-        f"{row['partition']:10} {row['strategy']:16} seed {row['seed']}  "
+        f"{row['partition']:10} {label(row):24} seed {row['seed']}  "
         f"accuracy {row['accuracy']:.4f}  {row['bytes'] / 1e6:9.1f} MB"
         for row in rows
     )

@@ -148,7 +148,7 @@ class AdaptationConfig(Section):
     )
 
 
-MicroBatch = Annotated[PositiveInt | Literal["auto"] | None, BeforeValidator(none_if_named)]
+CountOrAuto = Annotated[PositiveInt | Literal["auto"] | None, BeforeValidator(none_if_named)]
 
 
 class TrainingConfig(Section):
@@ -177,10 +177,10 @@ class TrainingConfig(Section):
         description="Batches of rows of about one length, where a model knows its padding: less of "
         "it is computed.",
     )
-    fix_norms_after_trips: Annotated[PositiveInt | None, BeforeValidator(none_if_named)] = Field(
-        default=None,
+    fix_norms_after_trips: CountOrAuto = Field(
+        default="auto",
         description="Trips after which BatchNorm keeps its statistics and trains its weights alone "
-        "(FixBN). None: it never does.",
+        '(FixBN). `auto`: after a third of them, rounded up. "none": it never does.',
     )
     precision: Literal["fp32", "bf16"] = Field(
         default="fp32",
@@ -216,22 +216,18 @@ class TrainingConfig(Section):
         description="In which precision frozen blocks are held and compute; `model`: as they are. "
         "Trained ones stay as they are.",
     )
-    micro_batch: MicroBatch = Field(
+    micro_batch: CountOrAuto = Field(
         default=None,
         description="Rows that go through the network at once. The gradients of a batch's parts "
-        "add up to the batch's, but for batch norms that train: each part has its own statistics. "
-        "`auto`: as many as `nodes.memory_bytes` bears; where one is too many, frozen blocks "
-        "`stream` too. None: the whole batch.",
+        "add up to the batch's, but for batch norms that train: each part has its own statistics, "
+        "and one row alone those from before. `auto`: as many as `nodes.memory_bytes` bears; where "
+        "one is too many, frozen blocks `stream` too. None: the whole batch.",
     )
     cache_bytes: NonNegativeInt = Field(
         default=2**28,
         description="Up to this size a visit's prefix outputs stay in memory; beyond it they go "
         "to a memory-mapped temporary file.",
     )
-
-    def fixes_norms(self, trip: int) -> bool:
-        """Return whether BatchNorm keeps its statistics in visits of a trip (from 1)."""
-        return self.fix_norms_after_trips is not None and trip > self.fix_norms_after_trips
 
 
 class AugmentationConfig(Section):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -111,6 +112,13 @@ class SnakeConfig(Section):
                 "loss.distillation above 0; set both, or neither"
             )
         return self
+
+    def fixes_norms(self, trip: int) -> bool:
+        """Return whether batch norms keep their statistics in visits of a trip (from 1)."""
+        after = self.training.fix_norms_after_trips
+        if after is None:
+            return False
+        return trip > (math.ceil(self.snake.trips / 3) if after == "auto" else after)
 
     @classmethod
     def load(cls, path: str | Path, settings: Sequence[str] = ()) -> SnakeConfig:

@@ -17,6 +17,7 @@ from torch import Tensor
 from ray_snake.config import AugmentationConfig, TrainingConfig
 from ray_snake.engine.augment import Augmentation
 from ray_snake.engine.batch_result import BatchResult, judge_batch
+from ray_snake.engine.norms import norms_of
 from ray_snake.engine.objective import Objective
 from ray_snake.engine.samples import Samples, load_batch
 from ray_snake.engine.stack import BlockStack
@@ -118,9 +119,10 @@ def train_front(
                 break
             inputs, targets = load_batch(samples, rows, device)
             inputs = augment(inputs, rows, epoch % augment.draws)
-            outputs = stack(inputs, 0, cut)
-            reply = exchange(outputs.detach(), targets)
-            front.step(outputs, reply.gradient)
+            with norms_of(stack, len(rows)):
+                outputs = stack(inputs, 0, cut)
+                reply = exchange(outputs.detach(), targets)
+                front.step(outputs, reply.gradient)
             sent += outputs.nbytes + targets.nbytes
             received += reply.gradient.nbytes
             meter.add(epoch, reply.batch)
@@ -199,12 +201,13 @@ class BackTrainer:
         leaf = features.detach().to(self._device).requires_grad_()
         with torch.random.fork_rng(devices=[self._device] if self._device.type == "cuda" else []):
             torch.manual_seed(derive_seed(self._seed, "back", self._steps))
-            # A copy, since a first layer may work in place: on a leaf it must not, nor on memory
-            # that is only read.
-            outputs = self._stack(leaf.clone(), self._cut)
-        targets = targets.to(self._device)
-        loss = self._objective(outputs, targets, None)
-        self._back.step(loss)
+            targets = targets.to(self._device)
+            with norms_of(self._stack, len(leaf)):
+                # A copy, since a first layer may work in place: on a leaf it must not, nor on
+                # memory that is only read.
+                outputs = self._stack(leaf.clone(), self._cut)
+                loss = self._objective(outputs, targets, None)
+                self._back.step(loss)
         self._steps += 1
         gradient = leaf.grad if leaf.grad is not None else torch.zeros_like(leaf)
         batch = judge_batch(loss.detach(), outputs.detach(), targets)

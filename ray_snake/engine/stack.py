@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ray_snake.engine.norms import keep_statistics
 from ray_snake.errors import ModelError
 
 Network = nn.Module | Sequence[nn.Module]
@@ -296,15 +297,13 @@ class BlockStack(nn.Module):
 
         Args:
             trained: Their numbers.
-            fix_norms: Whether their batch norms use and keep the statistics that they have (FixBN,
-                Zhong et al. 2023, arXiv:2303.06530); their weights train all the same.
+            fix_norms: Whether their batch norms use and keep the statistics that they have.
         """
         chosen = set(trained)
         for index, module in enumerate(self.blocks):
             self._set_trainable(index, index in chosen)
-            for layer in module.modules() if fix_norms else ():
-                if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-                    layer.eval()
+            if fix_norms:
+                keep_statistics(module)
 
     def block_bytes(self) -> tuple[int, ...]:
         """Return the bytes of a version of each block: its weights and persistent buffers."""

@@ -21,6 +21,7 @@ from ray_snake.engine.batch_result import BatchResult, joined, judge_batch
 from ray_snake.engine.device import computing
 from ray_snake.engine.features import Features
 from ray_snake.engine.head import Head
+from ray_snake.engine.norms import norms_of
 from ray_snake.engine.objective import Objective
 from ray_snake.engine.padding import row_lengths
 from ray_snake.engine.residency import FrozenBlocks
@@ -279,13 +280,14 @@ class _Step:
     def take(self, rows: Rows, epoch: int) -> BatchResult:
         """Take the step on some rows of an epoch."""
         parts = pieces(rows, self._size)
-        if len(parts) == 1:
-            result = self._backward(rows, epoch, summed=False)
-            weight = 1
-        else:
-            # A part's loss is a mean over what counts in it, and a batch's over all of that.
-            result = joined([self._backward(part, epoch, summed=True) for part in parts])
-            weight = max(result.counted, 1)
+        # A part's loss is a mean over what counts in it, and a batch's over all of that.
+        summed = len(parts) > 1
+        results = []
+        for part in parts:
+            with norms_of(self._stack, len(part)):
+                results.append(self._backward(part, epoch, summed=summed))
+        result = joined(results) if summed else results[0]
+        weight = max(result.counted, 1) if summed else 1
         if self._proximal > 0:
             distance = self._proximal / 2 * self._blocks.squared_distance()
             self._blocks.accumulate(distance * weight)

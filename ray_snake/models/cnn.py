@@ -18,7 +18,7 @@ def cnn(
     channels: PositiveInt = 1,
     classes: PositiveInt = 10,
     width: PositiveInt = 16,
-    norm: Norm = "group",
+    norm: Norm = "batch",
 ) -> nn.Sequential:
     """Build a small convolutional network in five blocks: four convolutions and the head.
 
@@ -31,7 +31,7 @@ def cnn(
         classes: Outputs of the head.
         width: Channels of the first convolution, at least 8; the others have 2, 2 and 4 times as
             many.
-        norm: `group`, `batch` or `none`.
+        norm: `batch`, `group` or `none`; see `normalization`.
     """
     base = max(LEAST_CHANNELS, width)
     blocks: OrderedDict[str, nn.Module] = OrderedDict(

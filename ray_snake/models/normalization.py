@@ -26,9 +26,9 @@ def group_count(channels: int) -> int:
 def normalization(norm: Norm, channels: int) -> nn.Module:
     """Return the layer that normalizes a batch of `channels` x height x width feature maps.
 
-    `group` keeps no statistics, so it doesn't see which node a batch comes from; `batch` keeps
-    running statistics as buffers (Ioffe and Szegedy, arXiv 1502.03167) that travel with their
-    block; `none` passes its input on.
+    `batch` keeps running statistics as buffers (Ioffe and Szegedy, arXiv 1502.03167) that travel
+    with their block, and that `training.fix_norms_after_trips` fixes; `group` keeps none, so it
+    doesn't see which node a batch comes from; `none` passes its input on.
     """
     if norm == "group":
         return nn.GroupNorm(group_count(channels), channels)

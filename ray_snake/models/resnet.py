@@ -65,7 +65,7 @@ def resnet18(
     channels: PositiveInt = 3,
     classes: PositiveInt = 10,
     width: PositiveFloat = 1.0,
-    norm: Norm = "group",
+    norm: Norm = "batch",
 ) -> nn.Sequential:
     """Build ResNet-18 in ten blocks: the stem, eight basic blocks, the head.
 
@@ -77,7 +77,7 @@ def resnet18(
         channels: Channels of the pictures.
         classes: Outputs of the head.
         width: Multiplies the channels of every layer, which have at least 8.
-        norm: `group`, `batch` or `none`.
+        norm: `batch`, `group` or `none`; see `normalization`.
     """
     previous = scaled(STAGE_CHANNELS[0], width)
     blocks: OrderedDict[str, nn.Module] = OrderedDict(

@@ -31,7 +31,7 @@ def vgg11(
     channels: PositiveInt = 3,
     classes: PositiveInt = 10,
     width: PositiveFloat = 1.0,
-    norm: Norm = "group",
+    norm: Norm = "batch",
 ) -> nn.Sequential:
     """Build VGG-11 in ten blocks: eight convolutions, one hidden linear layer, the head.
 
@@ -44,7 +44,7 @@ def vgg11(
         channels: Channels of the pictures.
         classes: Outputs of the head.
         width: Multiplies the channels of every layer, which have at least 8.
-        norm: `group`, `batch` or `none`.
+        norm: `batch`, `group` or `none`; see `normalization`.
     """
     blocks: OrderedDict[str, nn.Module] = OrderedDict()
     previous = channels

@@ -73,7 +73,7 @@ class SplitServer:
             self._stack,
             cut=cut,
             learning_rate=task.learning_rate,
-            fix_norms=config.training.fixes_norms(task.visit.trip),
+            fix_norms=config.fixes_norms(task.visit.trip),
             seed=task.seed,
             training=config.training,
             objective=self._recipe.objective(counts),

@@ -9,10 +9,11 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "jobs" / "benchmarks"))
 from comparison.tables import MARK, by_partition, plot, write_results
 
 
-def row(strategy, partition="iid", seed=1, accuracy=0.5):
+def row(strategy, partition="iid", seed=1, accuracy=0.5, norm="fixbn"):
     point = {"samples": 10, "bytes": 10, "serial_steps": 10, "accuracy": accuracy}
     return {
         "strategy": strategy,
+        "norm": norm,
         "partition": partition,
         "seed": seed,
         "accuracy": accuracy,
@@ -47,9 +48,11 @@ def test_what_stands_above_the_mark_is_kept(tmp_path):
 def test_partitions_are_compared_for_strategies_that_have_several():
     rows = [row("snake", "iid", seed, 0.5 + seed / 100) for seed in (1, 2, 3)]
     rows += [row("snake", "alpha0.1"), row("fedavg", "iid", 1, 0.25)]
+    rows += [row("snake", one, norm="group", accuracy=0.25) for one in ("iid", "alpha0.1")]
     assert by_partition(rows).splitlines() == [
         "| strategy | iid | alpha0.1 |",
         "| --- | --- | --- |",
         "| snake | 0.520 ± 0.010 | 0.500 (1 seed) |",
+        "| snake, GroupNorm | 0.250 (1 seed) | 0.250 (1 seed) |",
     ]
     assert by_partition(rows[:3]) == ""

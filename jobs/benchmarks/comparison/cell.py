@@ -13,7 +13,7 @@ import torch
 
 from comparison.data import Pictures
 from comparison.scales import Scale
-from comparison.variants import Variant
+from comparison.variants import DEFAULT_NORM, NORMS, Variant
 from ray_snake import SnakeConfig, SnakeTrainer
 from ray_snake.data import NodeDataset, ShardSource
 from ray_snake.engine.batch_result import BatchResult
@@ -46,6 +46,7 @@ class Cell:
         partition: The name of the partition.
         seed: Of initial weights, batches and whatever is drawn.
         rate: Learning rate.
+        norm: A name in `NORMS`.
         tuning: Whether it is judged on held-out rows, after few trips, to choose a rate.
     """
 
@@ -53,21 +54,24 @@ class Cell:
     partition: str
     seed: int
     rate: float
+    norm: str = DEFAULT_NORM
     tuning: bool = False
 
     @property
     def key(self) -> str:
         """A name for files."""
         kind = "tune" if self.tuning else "cell"
-        return f"{kind}-{self.variant.name}-{self.partition}-{self.seed}-{self.rate:g}"
+        norm = "" if self.norm == DEFAULT_NORM else f"-{self.norm}"
+        return f"{kind}-{self.variant.name}{norm}-{self.partition}-{self.seed}-{self.rate:g}"
 
 
 def settings(
     cell: Cell, scale: Scale, pictures: Pictures, common: Mapping[str, Any]
 ) -> SnakeConfig:
-    """Return a cell's settings: the common ones, the scale's, and the variant's own."""
+    """Return a cell's settings: the common ones, the scale's, its norm's, its variant's."""
     trips = scale.tuning_trips if cell.tuning else scale.trips
     nodes = 1 if cell.variant.pooled or cell.variant.alone else scale.nodes
+    merged = dict(common)
     tree: dict[str, Any] = {
         "seed": cell.seed,
         "model": {"name": "vgg11", "options": {"width": scale.width}},
@@ -82,7 +86,9 @@ def settings(
     }
     if not cell.variant.name.startswith("split"):
         tree["training"]["precision"] = scale.precision
-    return SnakeConfig.from_tree(_merged(_merged(dict(common), tree), cell.variant.settings))
+    for own in (tree, NORMS[cell.norm], cell.variant.settings):
+        merged = _merged(merged, own)
+    return SnakeConfig.from_tree(merged)
 
 
 def train(cell: Cell, scale: Scale, pictures: Pictures, config: SnakeConfig, runs: Path) -> Row:
@@ -123,6 +129,7 @@ def _train(
     curve = _curve(result)
     row = {
         "strategy": cell.variant.name,
+        "norm": cell.norm,
         "partition": cell.partition,
         "seed": cell.seed,
         "learning_rate": cell.rate,

@@ -11,7 +11,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from comparison.variants import DEFAULT_NORM
+
 Row = Mapping[str, Any]
+NORM_NAMES = {"fixbn": "FixBN", "batch": "BatchNorm", "group": "GroupNorm", "none": "no norm"}
 SEEDS = 3
 LINE_STYLES = ("-", "--", ":")
 BUDGETS = ("bytes", "samples", "serial_steps")
@@ -39,11 +42,10 @@ def write_results(rows: Sequence[Row], folder: Path, *, name: str, made_by: str)
     for partition in dict.fromkeys(row["partition"] for row in rows):
         own = [row for row in rows if row["partition"] == partition]
         parts += [f"## {partition}", table(own)]
-        variants = [row for row in own if row["strategy"].startswith("snake-")]
-        default = [row for row in own if row["strategy"] == "snake"]
+        snakes = [row for row in own if row["strategy"].startswith("snake")]
         pictures = {
-            "rivals": [row for row in own if not row["strategy"].startswith("snake-")],
-            "snakes": default + variants if variants else [],
+            "rivals": [row for row in own if row not in snakes or label(row) == "snake"],
+            "snakes": snakes if {*map(label, snakes)} != {"snake"} else [],
         }
         for what, shown in pictures.items():
             if shown:
@@ -59,6 +61,12 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def label(row: Row) -> str:
+    """Return what the tables call a row: its strategy, and its norm where it is not the default."""
+    own: str = row["strategy"]
+    return own if row["norm"] == DEFAULT_NORM else f"{own}, {NORM_NAMES[row['norm']]}"
+
+
 def by_partition(rows: Sequence[Row]) -> str:
     """Return the accuracy of what was trained on several partitions, as a Markdown table.
 
@@ -68,9 +76,7 @@ def by_partition(rows: Sequence[Row]) -> str:
     partitions = list(dict.fromkeys(row["partition"] for row in rows))
     cells: dict[str, dict[str, list[float]]] = {}
     for row in rows:
-        cells.setdefault(row["strategy"], {}).setdefault(row["partition"], []).append(
-            row["accuracy"]
-        )
+        cells.setdefault(label(row), {}).setdefault(row["partition"], []).append(row["accuracy"])
     several = {name: own for name, own in cells.items() if len(own) > 1}
     if not several:
         return ""
@@ -98,7 +104,7 @@ def table(rows: Sequence[Row]) -> str:
     """Return one partition's rows as a Markdown table, a line per strategy, means over seeds."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        groups.setdefault(row["strategy"], []).append(row)
+        groups.setdefault(label(row), []).append(row)
     # At equal budgets means: what the default snake used.
     reference = groups.get("snake", [])
     budgets = {
@@ -148,13 +154,13 @@ def plot(rows: Sequence[Row], file: Path, *, title: str) -> None:
 
     axes_of = {"samples": "samples seen", "bytes": "bytes moved", "serial_steps": "serial steps"}
     figure, axes = plt.subplots(1, 3, figsize=(18, 5.5), sharey=True, layout="constrained")
-    names = list(dict.fromkeys(row["strategy"] for row in rows))
+    names = list(dict.fromkeys(map(label, rows)))
     # A second round of colours is dashed, a third one dotted.
     every = cycle(product(LINE_STYLES, plt.get_cmap("tab20").colors))
     looks = dict(zip(names, every, strict=False)) | {"snake": ("-", "black")}
-    for axis, (key, label) in zip(axes, axes_of.items(), strict=True):
+    for axis, (key, words) in zip(axes, axes_of.items(), strict=True):
         for name in names:
-            first = next(row for row in rows if row["strategy"] == name)
+            first = next(row for row in rows if label(row) == name)
             style, colour = looks[name]
             if first["curve"] and max(_totals(first, key)) > 0:
                 axis.plot(
@@ -166,7 +172,7 @@ def plot(rows: Sequence[Row], file: Path, *, title: str) -> None:
                     linewidth=2.2 if name == "snake" else 1.2,
                     zorder=3 if name == "snake" else 2,
                 )
-        axis.set_xlabel(label)
+        axis.set_xlabel(words)
         axis.grid(alpha=0.3)
         if key == "bytes":
             axis.set_xscale("log")

@@ -6,25 +6,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from comparison.data import PARTITIONS
+
 PLAIN = {"logit_adjustment": 0.0, "distillation": 0.0}
 ADJUSTED = {"logit_adjustment": 1.0, "distillation": 0.0}
 SHARED = {"shares_activations": True}
 KEPT = {"logit_adjustment": 1.0, "distillation": 0.1}
 # He et al. (2016), arXiv:1512.03385, for CIFAR-10.
 AUGMENTED = {"flip": True, "crop": 4}
-BATCH_NORM = {"options": {"norm": "batch"}}
-# Zhong et al. (2023), arXiv:2303.06530: BatchNorm, whose statistics stay as they are after a third
-# of the trips.
-FIXBN = {"model": BATCH_NORM, "training": {"fix_norms_after_trips": 4}}
-CENTRALISED_AUGMENTED = {"strategy": "centralised", "loss": PLAIN, "augmentation": AUGMENTED}
-# Beside `snake-equal-bytes-flip-crop`: the whole model goes from node to node as often as FedAvg's
-# bytes pay for.
-CYCLIC_AT_EQUAL_BYTES = {
-    "strategy": "cyclic",
-    "loss": KEPT,
-    "augmentation": AUGMENTED,
-    "snake": {"trips": 27},
+_BATCH = {"model": {"options": {"norm": "batch"}}}
+# The first is the default: FixBN (Zhong et al. 2023, arXiv:2303.06530), BatchNorm whose statistics
+# stay as they are after a third of the trips.
+NORMS: Mapping[str, Mapping[str, Any]] = {
+    "fixbn": {**_BATCH, "training": {"fix_norms_after_trips": "auto"}},
+    "batch": {**_BATCH, "training": {"fix_norms_after_trips": "none"}},
+    "group": {"model": {"options": {"norm": "group"}}},
+    "none": {"model": {"options": {"norm": "none"}}},
 }
+DEFAULT_NORM = "fixbn"
+BOTH_NORMS = (DEFAULT_NORM, "group")
+HEADLINE = ("alpha0.1",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,8 @@ class Variant:
         pooled: Whether all rows lie on one node.
         alone: Whether each node trains by itself, and the mean over nodes is reported.
         ablates: The name of the default that it changes; empty for a rival.
+        partitions: What it is trained on unless something else is asked for.
+        norms: With which norms likewise.
     """
 
     name: str
@@ -44,6 +47,8 @@ class Variant:
     pooled: bool = False
     alone: bool = False
     ablates: str = ""
+    partitions: tuple[str, ...] = tuple(PARTITIONS)
+    norms: tuple[str, ...] = (DEFAULT_NORM,)
 
     @property
     def tuned_as(self) -> str:
@@ -52,15 +57,22 @@ class Variant:
 
 
 RIVALS = (
-    Variant(name="centralised", settings={"strategy": "centralised", "loss": PLAIN}, pooled=True),
+    Variant(
+        name="centralised",
+        settings={"strategy": "centralised", "loss": PLAIN},
+        pooled=True,
+        # It knows no nodes.
+        partitions=HEADLINE,
+        norms=(*BOTH_NORMS, "batch"),
+    ),
     Variant(name="local", settings={"strategy": "local", "loss": PLAIN}, alone=True),
-    Variant(name="fedavg", settings={"strategy": "fedavg", "loss": PLAIN}),
-    Variant(name="fedavg+la", settings={"strategy": "fedavg", "loss": ADJUSTED}),
+    Variant(name="fedavg", settings={"strategy": "fedavg", "loss": PLAIN}, norms=BOTH_NORMS),
+    Variant(name="fedavg+la", settings={"strategy": "fedavg", "loss": ADJUSTED}, norms=BOTH_NORMS),
     Variant(
         name="fedprox+la", settings={"strategy": "fedprox", "loss": {**ADJUSTED, "proximal": 0.01}}
     ),
     Variant(name="cyclic", settings={"strategy": "cyclic", "loss": PLAIN}),
-    Variant(name="cyclic+la+kd", settings={"strategy": "cyclic", "loss": KEPT}),
+    Variant(name="cyclic+la+kd", settings={"strategy": "cyclic", "loss": KEPT}, norms=BOTH_NORMS),
     Variant(
         name="fedpart+la",
         settings={"strategy": "fedpart", "loss": ADJUSTED, "baseline": {"full_rounds": 2}},
@@ -70,43 +82,28 @@ RIVALS = (
     Variant(
         name="splitfed+la", settings={"strategy": "splitfed", "loss": ADJUSTED, "baseline": SHARED}
     ),
-    # Beside `snake-flip-crop` and `snake-equal-bytes-flip-crop`.
-    Variant(name="cyclic-equal-bytes+la+kd+flip-crop", settings=CYCLIC_AT_EQUAL_BYTES),
-    Variant(name="centralised+flip-crop", settings=CENTRALISED_AUGMENTED, pooled=True),
+    # Beside `snake-equal-bytes-flip-crop`. The whole model goes from node to node as often as
+    # FedAvg's bytes pay for.
+    Variant(
+        name="cyclic-equal-bytes+la+kd+flip-crop",
+        settings={
+            "strategy": "cyclic",
+            "loss": KEPT,
+            "augmentation": AUGMENTED,
+            "snake": {"trips": 27},
+        },
+        partitions=HEADLINE,
+    ),
+    Variant(
+        name="centralised+flip-crop",
+        settings={"strategy": "centralised", "loss": PLAIN, "augmentation": AUGMENTED},
+        pooled=True,
+        partitions=HEADLINE,
+    ),
     Variant(
         name="fedavg+flip-crop",
         settings={"strategy": "fedavg", "loss": PLAIN, "augmentation": AUGMENTED},
-    ),
-    Variant(
-        name="fedavg+la+flip-crop",
-        settings={"strategy": "fedavg", "loss": ADJUSTED, "augmentation": AUGMENTED},
-    ),
-    # Beside `snake-batch-norm` and `snake-equal-bytes-flip-crop-batch-norm`.
-    Variant(
-        name="fedavg+batch-norm",
-        settings={"strategy": "fedavg", "loss": PLAIN, "model": BATCH_NORM},
-    ),
-    Variant(
-        name="cyclic+la+kd+batch-norm",
-        settings={"strategy": "cyclic", "loss": KEPT, "model": BATCH_NORM},
-    ),
-    # Beside `snake-fixbn`.
-    Variant(name="fedavg+fixbn", settings={"strategy": "fedavg", "loss": PLAIN, **FIXBN}),
-    Variant(name="fedavg+la+fixbn", settings={"strategy": "fedavg", "loss": ADJUSTED, **FIXBN}),
-    Variant(name="cyclic+la+kd+fixbn", settings={"strategy": "cyclic", "loss": KEPT, **FIXBN}),
-    Variant(
-        name="centralised+batch-norm",
-        settings={"strategy": "centralised", "loss": PLAIN, "model": BATCH_NORM},
-        pooled=True,
-    ),
-    Variant(
-        name="cyclic-equal-bytes+la+kd+flip-crop+batch-norm",
-        settings={**CYCLIC_AT_EQUAL_BYTES, "model": BATCH_NORM},
-    ),
-    Variant(
-        name="centralised+flip-crop+batch-norm",
-        settings={**CENTRALISED_AUGMENTED, "model": BATCH_NORM},
-        pooled=True,
+        partitions=HEADLINE,
     ),
 )
 
@@ -123,17 +120,6 @@ FULL_WIDTH = {**SNAKE, "spans": [[2], [3], [4, 5], [6, 7, 8]]}
 STREAMED = {"residency": "stream", "frozen_dtype": "bfloat16"}
 # As many trips as FedAvg's bytes pay for.
 LONG = {**SNAKE, "trips": 48, "warmup_trips": 8}
-# The same samples in visits of half the length, a third of them to the whole model.
-OFTEN = {**SNAKE, "trips": 24, "warmup_trips": 8}
-# Where bytes may be FedAvg's: every other trip trains the whole model, and is distilled more.
-RECURRING = {
-    **SNAKE,
-    "trips": 20,
-    "trips_per_span": 1,
-    "whole_every": 2,
-    "warmup_distillation": 0.4,
-    "mean_visits": 16,
-}
 WITHOUT_WARM_UP = {
     "spans": [[0, 1], [2, 3], [4, 5], [6], [7, 8]],
     "warmup_trips": 0,
@@ -148,7 +134,9 @@ def snake(
     """Return the default snake with some sections' settings changed."""
     settings: dict[str, Any] = {"strategy": "snake", "snake": SNAKE, "loss": KEPT, **sections}
     settings["training"] = {"suffix": "recompute", **sections.get("training", {})}
-    return Variant(name=name, settings=settings, ablates=ablates)
+    if not ablates:
+        return Variant(name=name, settings=settings, norms=tuple(NORMS))
+    return Variant(name=name, settings=settings, ablates=ablates, partitions=HEADLINE)
 
 
 SNAKES = (
@@ -156,8 +144,6 @@ SNAKES = (
     snake("snake-no-warm-up", "warm-up", snake=WITHOUT_WARM_UP),
     snake("snake-one-trip", "trips per span", snake={**SNAKE, "trips_per_span": 1}),
     snake("snake-equal-bytes", "trips", snake=LONG),
-    snake("snake-recurring", "trips", snake=RECURRING, loss={**KEPT, "distillation": 0.2}),
-    snake("snake-often", "visits", snake=OFTEN, training={"steps": 39}),
     snake("snake-first-block", "ends", snake={**SNAKE, "train_first": True}),
     snake("snake-no-last-block", "ends", snake={**SNAKE, "train_last": False}),
     snake("snake-full-width", "spans", snake=FULL_WIDTH, training=STREAMED),
@@ -168,27 +154,7 @@ SNAKES = (
     snake("snake-kd-0.3", "distillation", loss={**KEPT, "distillation": 0.3}),
     snake("snake-proximal", "proximal", loss={**KEPT, "proximal": 0.01}),
     snake("snake-carry", "optimizer state", training={"optimizer_state": "carry"}),
-    snake("snake-batch-norm", "norm", model=BATCH_NORM),
-    snake("snake-fixbn", "norm", **FIXBN),
-    snake("snake-no-norm", "norm", model={"options": {"norm": "none"}}),
-    snake("snake-flip-crop", "augmentation", augmentation=AUGMENTED),
     snake("snake-equal-bytes-flip-crop", "augmentation", snake=LONG, augmentation=AUGMENTED),
-    snake(
-        "snake-equal-bytes-flip-crop-batch-norm",
-        "norm",
-        snake=LONG,
-        augmentation=AUGMENTED,
-        model=BATCH_NORM,
-    ),
-    snake(
-        "snake-equal-bytes-flip-crop-fixbn",
-        "norm",
-        snake=LONG,
-        augmentation=AUGMENTED,
-        model=BATCH_NORM,
-        training={"fix_norms_after_trips": 16},
-    ),
-    snake("snake-int8", "codec", codec={"name": "int8"}),
 )
 
 VARIANTS = {one.name: one for one in (*RIVALS, *SNAKES)}

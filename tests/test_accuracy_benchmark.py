@@ -16,6 +16,7 @@ from ray_snake.data.shards import make_table, write_shard
 ROOT = Path(__file__).parents[1]
 KEYS = {
     "strategy",
+    "norm",
     "partition",
     "seed",
     "accuracy",
@@ -52,7 +53,7 @@ def compare(folder, *arguments):
         [
             *(sys.executable, str(ROOT / "jobs/benchmarks/accuracy.py")),
             *("--scale", "tiny", "--seeds", "1", "--data", "data", "--partition", "alpha0.1"),
-            *("--json", *arguments),
+            *("--norm", "fixbn", "--json", *arguments),
         ],
         cwd=folder,
         env={**os.environ, "HOME": str(folder), "RAY_AUTH_TOKEN_PATH": str(token)},

@@ -87,7 +87,7 @@ def train_in_sequence(
             training=config.training,
             objective=objectives[visit.node].weighted(strategy.distillation(visit)),
             augmentation=config.augmentation,
-            fix_norms=config.training.fixes_norms(visit.trip),
+            fix_norms=config.fixes_norms(visit.trip),
             proximal=config.loss.proximal,
             carried=carried,
             device=device,

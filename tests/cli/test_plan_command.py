@@ -25,7 +25,7 @@ def plan(folder, *options):
 def test_the_plan_names_blocks_nodes_and_predictions_and_starts_nothing(tmp_path):
     done = plan(tmp_path, "data.partition.nodes=3")
     assert done.returncode == 0
-    found = ("conv1", "digits/train[2]", "0-1 4", "130.2 KiB", "span_major", "whole run about")
+    found = ("conv1", "digits/train[2]", "0-1 4", "131.4 KiB", "span_major", "whole run about")
     for words in found:
         assert words in done.stdout
     assert "Traceback" not in done.stderr

@@ -14,7 +14,7 @@ from ray_snake.runtime.journal import Journal
 from ray_snake.storage import Storage
 
 SETTINGS = "run.json"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -131,16 +131,24 @@ class RunFolder:
     def _settings(self) -> dict[str, Any]:
         try:
             settings: dict[str, Any] = json.loads(self.storage.read(SETTINGS))
-            if settings["format"] != FORMAT:
+            if settings["format"] not in (1, FORMAT):
                 raise ValueError(f"format {settings['format']}")
             if missing := {"settings", "nodes", "custom_model"} - settings.keys():
                 raise ValueError(f"without {min(missing)}")
+            if settings["format"] == 1:
+                _name_the_norm(settings["settings"]["model"])
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"{SETTINGS} of {self.uri} can't be read ({error})",
                 "restore that file, or use the version of ray_snake that wrote it",
             ) from None
         return settings
+
+
+def _name_the_norm(model: dict[str, Any]) -> None:
+    """Have the model of a run of format 1 as it was: a norm that is not named was GroupNorm."""
+    if model["name"] in ("cnn", "vgg11", "resnet18"):
+        model["options"].setdefault("norm", "group")
 
 
 def choose_run(storage: Storage, stem: str, name: str | None, *, resume: bool) -> Storage:

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from fakes import make_config
 
@@ -94,6 +96,28 @@ def test_damaged_settings_are_named(storage, content):
     storage.write("run.json", content)
     with pytest.raises(CheckpointError, match=r"run\.json of .* can't be read"):
         RunFolder.open(storage.uri).config  # noqa: B018 - reading it is what is tested
+
+
+@pytest.mark.parametrize(
+    ("model", "norm"),
+    [
+        ({"name": "cnn", "options": {"width": 8}}, "group"),
+        ({"name": "vgg11", "options": {"norm": "none"}}, "none"),
+        ({"name": "mlp", "options": {"inputs": 4}}, None),
+    ],
+)
+def test_a_run_of_format_1_has_the_norm_that_was_its_networks_default(storage, model, norm):
+    RunFolder.create(storage, make_config(), NODES, custom_model=False)
+    written = json.loads(storage.read("run.json"))
+    written["format"] = 1
+    written["settings"]["model"] = model
+    storage.write("run.json", json.dumps(written).encode())
+    assert RunFolder.open(storage.uri).config.model.options.get("norm") == norm
+
+
+def test_a_run_of_today_has_todays_default(storage):
+    config = make_config(model={"name": "cnn", "options": {"width": 8}})
+    assert RunFolder.create(storage, config, NODES, custom_model=False).config == config
 
 
 def test_a_custom_model_can_not_be_built_from_settings(storage):

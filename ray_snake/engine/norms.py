@@ -27,8 +27,8 @@ def keep_statistics(module: nn.Module) -> list[nn.Module]:
 
 
 @contextmanager
-def norms_of(module: nn.Module, rows: int) -> Iterator[None]:
-    """Train on some rows; one alone has no statistics, so in the context those there are serve it.
+def statistics_for(module: nn.Module, rows: int) -> Iterator[None]:
+    """Have batch norms train on some rows; one alone gets the statistics that there are.
 
     A row is alone where it is a shard's only one, or a batch goes through in parts. torch refuses
     to take the variance of one value, which such a row is for a norm behind the last pooling.

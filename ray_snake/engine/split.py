@@ -17,7 +17,7 @@ from torch import Tensor
 from ray_snake.config import AugmentationConfig, TrainingConfig
 from ray_snake.engine.augment import Augmentation
 from ray_snake.engine.batch_result import BatchResult, judge_batch
-from ray_snake.engine.norms import norms_of
+from ray_snake.engine.norms import statistics_for
 from ray_snake.engine.objective import Objective
 from ray_snake.engine.samples import Samples, load_batch
 from ray_snake.engine.stack import BlockStack
@@ -119,7 +119,7 @@ def train_front(
                 break
             inputs, targets = load_batch(samples, rows, device)
             inputs = augment(inputs, rows, epoch % augment.draws)
-            with norms_of(stack, len(rows)):
+            with statistics_for(stack, len(rows)):
                 outputs = stack(inputs, 0, cut)
                 reply = exchange(outputs.detach(), targets)
                 front.step(outputs, reply.gradient)
@@ -199,15 +199,16 @@ class BackTrainer:
             targets: (n, ...), likewise.
         """
         leaf = features.detach().to(self._device).requires_grad_()
-        with torch.random.fork_rng(devices=[self._device] if self._device.type == "cuda" else []):
-            torch.manual_seed(derive_seed(self._seed, "back", self._steps))
-            targets = targets.to(self._device)
-            with norms_of(self._stack, len(leaf)):
+        targets = targets.to(self._device)
+        forked = [self._device] if self._device.type == "cuda" else []
+        with statistics_for(self._stack, len(leaf)):
+            with torch.random.fork_rng(devices=forked):
+                torch.manual_seed(derive_seed(self._seed, "back", self._steps))
                 # A copy, since a first layer may work in place: on a leaf it must not, nor on
                 # memory that is only read.
                 outputs = self._stack(leaf.clone(), self._cut)
-                loss = self._objective(outputs, targets, None)
-                self._back.step(loss)
+            loss = self._objective(outputs, targets, None)
+            self._back.step(loss)
         self._steps += 1
         gradient = leaf.grad if leaf.grad is not None else torch.zeros_like(leaf)
         batch = judge_batch(loss.detach(), outputs.detach(), targets)

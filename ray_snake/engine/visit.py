@@ -21,7 +21,7 @@ from ray_snake.engine.batch_result import BatchResult, joined, judge_batch
 from ray_snake.engine.device import computing
 from ray_snake.engine.features import Features
 from ray_snake.engine.head import Head
-from ray_snake.engine.norms import norms_of
+from ray_snake.engine.norms import statistics_for
 from ray_snake.engine.objective import Objective
 from ray_snake.engine.padding import row_lengths
 from ray_snake.engine.residency import FrozenBlocks
@@ -284,7 +284,7 @@ class _Step:
         summed = len(parts) > 1
         results = []
         for part in parts:
-            with norms_of(self._stack, len(part)):
+            with statistics_for(self._stack, len(part)):
                 results.append(self._backward(part, epoch, summed=summed))
         result = joined(results) if summed else results[0]
         weight = max(result.counted, 1) if summed else 1

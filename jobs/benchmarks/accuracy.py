@@ -86,17 +86,11 @@ def main(
         chosen_cell["variant"] = VARIANTS[chosen_cell["variant"]]
         comparison.train(Cell(**chosen_cell))
         return
-    rows: list[Row] = comparison.finished() if finished else []
-    arguments = ["--scale", scale_name, "--data", data, "--storage", storage]
-    every = [
-        Setup(name=name, partition=partition, norm=norm)
-        for partition in PARTITIONS
-        for norm in NORMS
-        for name in chosen or VARIANTS
-        if partition in (partitions or VARIANTS[name].partitions)
-        and norm in (norms or VARIANTS[name].norms)
-    ]
-    if not finished:
+    if finished:
+        rows = comparison.finished()
+    else:
+        arguments = ["--scale", scale_name, "--data", data, "--storage", storage]
+        every = setups(chosen, partitions, norms)
         comparison.train_all([] if rate else comparison.tuning_cells(every), arguments, jobs)
         cells = [
             one.cell(seed, rate or comparison.best_rate(one))
@@ -133,6 +127,24 @@ class Setup:
     def tuned_as(self) -> Setup:
         """The one whose learning rate it takes."""
         return replace(self, name=VARIANTS[self.name].tuned_as)
+
+
+def setups(names: Sequence[str], partitions: Sequence[str], norms: Sequence[str]) -> list[Setup]:
+    """Return what these variants, by default all, are trained as.
+
+    Args:
+        names: Of variants.
+        partitions: On which; none: each on its own.
+        norms: With which; none: each with its own.
+    """
+    return [
+        Setup(name=name, partition=partition, norm=norm)
+        for partition in PARTITIONS
+        for norm in NORMS
+        for name in names or VARIANTS
+        if partition in (partitions or VARIANTS[name].partitions)
+        and norm in (norms or VARIANTS[name].norms)
+    ]
 
 
 class Comparison:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "jobs" / "benchmarks"))
+from accuracy import setups
 from comparison.tables import MARK, by_partition, plot, write_results
 
 
@@ -49,10 +50,26 @@ def test_partitions_are_compared_for_strategies_that_have_several():
     rows = [row("snake", "iid", seed, 0.5 + seed / 100) for seed in (1, 2, 3)]
     rows += [row("snake", "alpha0.1"), row("fedavg", "iid", 1, 0.25)]
     rows += [row("snake", one, norm="group", accuracy=0.25) for one in ("iid", "alpha0.1")]
+    rows += [row("local", "alpha0.1", accuracy=0.125), row("local", accuracy=0.25)]
     assert by_partition(rows).splitlines() == [
         "| strategy | iid | alpha0.1 |",
         "| --- | --- | --- |",
+        "| local | 0.250 (1 seed) | 0.125 (1 seed) |",
         "| snake | 0.520 ± 0.010 | 0.500 (1 seed) |",
         "| snake, GroupNorm | 0.250 (1 seed) | 0.250 (1 seed) |",
     ]
     assert by_partition(rows[:3]) == ""
+
+
+def test_a_variant_is_trained_on_its_own_partitions_with_its_own_norms_unless_others_are_named():
+    def places(*asked):
+        return [(one.partition, one.norm) for one in setups(*asked)]
+
+    assert places(["snake-no-la"], [], []) == [("alpha0.1", "fixbn")]
+    assert places(["snake-no-la"], ["iid"], ["group"]) == [("iid", "group")]
+    partitions = ("iid", "alpha0.5", "alpha0.1")
+    assert places(["fedprox+la"], [], []) == [(one, "fixbn") for one in partitions]
+    assert places(["snake"], ["iid"], []) == [
+        ("iid", one) for one in ("fixbn", "batch", "group", "none")
+    ]
+    assert {one.name for one in setups([], [], [])} > {"centralised", "fedavg", "split+la", "snake"}

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from comparison.variants import DEFAULT_NORM
+from comparison.variants import DEFAULT_NORM, NORMS, VARIANTS
 
 Row = Mapping[str, Any]
 NORM_NAMES = {"fixbn": "FixBN", "batch": "BatchNorm", "group": "GroupNorm", "none": "no norm"}
@@ -74,8 +74,11 @@ def by_partition(rows: Sequence[Row]) -> str:
     if nothing was.
     """
     partitions = list(dict.fromkeys(row["partition"] for row in rows))
+    strategies, norms = [*VARIANTS], [*NORMS]
     cells: dict[str, dict[str, list[float]]] = {}
-    for row in rows:
+    for row in sorted(
+        rows, key=lambda row: (strategies.index(row["strategy"]), norms.index(row["norm"]))
+    ):
         cells.setdefault(label(row), {}).setdefault(row["partition"], []).append(row["accuracy"])
     several = {name: own for name, own in cells.items() if len(own) > 1}
     if not several:

@@ -35,24 +35,18 @@ def ray_home(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def raylets(ray_home):
-    """A `ray.cluster_utils.Cluster` that this process has joined.
-
-    The head, and one machine each with the label site=a and site=b.
-    """
+    """`machines.Machines` that this process has joined: the head, and the sites a and b."""
     import ray
-    from ray.cluster_utils import Cluster
+    from machines import Machines
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(ray_home))
         patch.setenv("RAY_AUTH_TOKEN_PATH", str(ray_home / "token"))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        cluster = Cluster(
-            initialize_head=True,
-            head_node_args={"num_cpus": 2, "_system_config": QUICK_HEALTH_CHECKS},
-        )
+        cluster = Machines(num_cpus=2, _system_config=QUICK_HEALTH_CHECKS)
         try:
             for site in ("a", "b"):
-                cluster.add_node(num_cpus=2, labels={"site": site})
+                cluster.add_site(site)
             ray.init(address=cluster.address, log_to_driver=False)
             yield cluster
         finally:

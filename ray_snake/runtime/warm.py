@@ -39,6 +39,9 @@ ACTING = (
     "ray_snake.runtime.driver_actor",
 )
 SILENCE_SECONDS = 10.0
+# Ray takes these from the environment when it is imported, for all workers that are forked then.
+# Such a worker is of no job until one has it do something; of another's it would wait for ever.
+NO_JOB = {"RAY_JOB_ID": "ffffffff"}
 START = (
     "import socket, sys; sys.path[:] = {path!r}; from ray_snake.runtime import warm; "
     "warm.serve(socket.socket(fileno={file}))"
@@ -164,7 +167,7 @@ def _import_ray(environment: dict[str, str]) -> None:
     """Import Ray, which takes its settings and its raylet's number from the environment then."""
     if "ray" in sys.modules:
         return
-    os.environ |= {**environment, "OMP_NUM_THREADS": "1"}
+    os.environ |= {**environment, **NO_JOB, "OMP_NUM_THREADS": "1"}
     for module in ACTING:
         importlib.import_module(module)
     gc.collect()

@@ -1,7 +1,7 @@
 import pytest
-from scenarios import CONFIG, Gate, actors, fit, libraries, pid_of
+from scenarios import CONFIG, Gate, actors, fit
 
-from ray_snake.runtime.events import RunEnded, VisitDecided
+from ray_snake.runtime.events import VisitDecided
 from ray_snake.storage import Storage
 
 
@@ -9,8 +9,7 @@ from ray_snake.storage import Storage
 def watched_reference(raylets, tmp_path_factory):
     """A run in which nothing goes wrong, one process a node, and what was seen of it.
 
-    That is: the machines of its nodes, the machine of its driver, and the driver's libraries at
-    the run's end.
+    That is: the machines of its nodes, and the machine of its driver.
     """
     seen = {}
 
@@ -21,8 +20,6 @@ def watched_reference(raylets, tmp_path_factory):
             ]
             (driver,) = [one for one in actors("SnakeDriver") if one["State"] == "ALIVE"]
             seen["driver"] = driver["Address"]["NodeID"]
-        if isinstance(event, RunEnded):
-            seen["libraries"] = libraries(pid_of("SnakeDriver"))
 
     return fit(CONFIG, tmp_path_factory.mktemp("reference"), on_event=look), seen
 

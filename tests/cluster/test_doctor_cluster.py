@@ -1,7 +1,11 @@
 """What the doctor sees of a cluster of several machines."""
 
+import json
+import subprocess
+import sysconfig
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -34,6 +38,21 @@ def test_a_machine_that_fails_or_does_not_answer_is_said_by_name(raylets):
             assert name
             assert isinstance(answer, RunError)
             assert words in str(answer)
+
+
+def test_another_process_looks_at_every_machine_while_this_one_has_them(raylets, tmp_path):
+    command = [Path(sysconfig.get_path("scripts")) / "ray-snake", "doctor", "--json"]
+    assert len(on_each_machine(this_machine)) == 3
+    done = subprocess.run(
+        [*command, "--address", raylets.address, "--storage", tmp_path / "runs"],
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert done.returncode == 0, done.stderr
+    findings = json.loads(done.stdout)["findings"]
+    machines = [one for one in findings if one["subject"].startswith("machine ")]
+    assert [one["state"] for one in machines] == ["works"] * 3
 
 
 @pytest.fixture(scope="module")

@@ -97,7 +97,7 @@ def test_a_killed_raylet_takes_nodes_and_blocks_with_it(raylets, storage, gate, 
         result, events = run_and_strike(storage, gate, strike, 4, config=config)
     finally:
         for site in killed:
-            raylets.add_node(num_cpus=2, labels={"site": site})
+            raylets.add_site(site)
     assert killed
     assert any(isinstance(event, (NodeLost, Recovering)) for event in events)
     assert result.summary["weights_sha256"] == reference.summary["weights_sha256"]

@@ -218,7 +218,7 @@ def test_nodes_leave_a_machine_that_is_drained_for_one_that_came_meanwhile(
         (held,) = [one["Address"]["NodeID"] for one in nodes if one["Pid"] == pid]
         (going,) = {one["Address"]["NodeID"] for one in nodes} - {held}
         (site,) = [one["Labels"]["site"] for one in ray.nodes() if one["NodeID"] == going]
-        raylet = raylets.add_node(num_cpus=2, labels={"site": site})
+        raylet = raylets.add_site(site)
         machines.update(going=machine_name(going), new=machine_name(raylet.node_id))
         gone.append(going)
         drain(raylets.address, going)

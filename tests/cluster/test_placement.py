@@ -8,7 +8,6 @@ from scenarios import (
     VISITS,
     actors,
     fit,
-    libraries,
     until,
     with_sections,
 )
@@ -31,13 +30,6 @@ def test_nodes_are_on_several_machines_and_the_driver_on_this_one(watched_refere
     # Each visit follows one on another node, so blocks went between these machines' stores.
     assert result.summary["bytes_moved"] > 0
     assert result.summary["visits"] == VISITS
-
-
-def test_the_driver_never_has_torch_in_its_process(watched_reference):
-    _, seen = watched_reference
-    assert "libtorch" in libraries("self")
-    assert "python" in seen["libraries"]
-    assert "libtorch" not in seen["libraries"]
 
 
 def test_nodes_that_share_a_process_give_the_same_weights(storage, reference):

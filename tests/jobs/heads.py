@@ -14,6 +14,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 JOBS = Path(__file__).parents[2] / "jobs"
 DEADLINE_SECONDS = 120.0
@@ -94,6 +96,17 @@ class Head:
             folder=folder,
             **changes,
         )
+
+    def libraries(self, title):
+        """Return what processes of the head with this title have mapped into their memory."""
+        found = []
+        for one in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                own = one.environ().get("HOME") == self.environment["HOME"]
+                if own and " ".join(one.cmdline()).startswith(title):
+                    found += [file.path for file in one.memory_maps()]
+        assert found, f"there is no {title}"
+        return " ".join(found)
 
     def status(self, run, folder):
         done = self.call("status", run, "--address", self.address, "--json", folder=folder)

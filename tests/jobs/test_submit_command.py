@@ -65,6 +65,9 @@ def test_a_stopped_job_is_resumed_by_another(head, folder, tmp_path):
     assert done.returncode == 0, done.stderr
     job = json.loads(done.stdout)["job"]
     until(lambda: head.status(job, folder).get("visits", 0) >= 2, "two visits are decided")
+    # Each process has imported for itself: the driver no torch, nodes all that they need.
+    assert "libtorch" not in head.libraries("ray::SnakeDriver")
+    assert "libtorch" in head.libraries("ray::SnakeNode")
     stopped = head.call("submit", "--stop", job, "--address", head.address, folder=folder)
     assert stopped.returncode == 0, stopped.stderr
     assert head.status(job, folder)["status"] == "STOPPED"

@@ -226,8 +226,9 @@ class SnakeTrainer:
                 check_nodes(checks.classes, judged, _looks(checks, rows))
                 self._storage.check_writable()
                 storage = choose_run(self._storage, self._stem, self._name, resume=self._resume)
+                named = _with(config, "model", options=checks.options(config.model))
                 if self._resume:
-                    RunFolder(storage).check_resumable(config, names)
+                    RunFolder(storage).check_resumable(named, names, checks.options)
                 records = read_records(storage) if self._resume else ()
                 muster = Muster(config, sources, groups, records)
                 if embedded:
@@ -248,7 +249,7 @@ class SnakeTrainer:
             # From here on the run leaves a folder behind; all that can be checked was.
             if not self._resume:
                 custom = self._recipe.function is not None
-                RunFolder.create(storage, config, names, custom_model=custom)
+                RunFolder.create(storage, named, names, custom_model=custom)
             groups = muster.first_groups(present)
             return storage, self._drive(blocks, nodes, evaluation, storage, groups, tell)
 

@@ -7,6 +7,7 @@ function's signature.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import inspect
@@ -18,6 +19,7 @@ from functools import cache
 from typing import Any, TypeVar
 
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError, to_jsonable_python
 from torch import nn
 
 import ray_snake.models
@@ -84,6 +86,33 @@ def build_model(name: str, options: Mapping[str, Any]) -> nn.Module | list[nn.Mo
     return _check_result(name, model)
 
 
+def all_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a network's options, those at their default too, as JSON has them.
+
+    What is built from them stays the same when a default changes. Not among them is what JSON
+    can't carry, and None, which says that there is no such option.
+
+    Args:
+        name: A registered name, or `package.module:function`.
+        options: Those that are given.
+
+    Raises:
+        ModelError: If `build_model` would refuse them.
+    """
+    builder = _find(name)
+    checked = _check_options(name, builder, options)
+    found = dict(options)
+    for key, parameter in _named(builder).items():
+        value = checked.get(key, parameter.default)
+        if value is None:
+            continue
+        with contextlib.suppress(PydanticSerializationError, ModelError):
+            plain = to_jsonable_python(value, exclude_none=True)
+            if _check_value(parameter, plain) == value:
+                found[key] = plain
+    return found
+
+
 def _find(name: str) -> Callable[..., Any]:
     if ":" in name:
         return _import_builder(name)
@@ -138,13 +167,8 @@ def _import_builder(path: str) -> Callable[..., Any]:
 def _check_options(
     name: str, builder: Callable[..., Any], options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    parameters = _signature(builder).parameters
-    named = {
-        key: parameter
-        for key, parameter in parameters.items()
-        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-    }
-    takes_any = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+    named = _named(builder)
+    takes_any = any(one.kind is one.VAR_KEYWORD for one in _signature(builder).parameters.values())
     checked = {}
     for key, value in options.items():
         if key in named:
@@ -163,6 +187,14 @@ def _check_options(
                 f"model.options.{key}", f"{name} needs it and it is not set", "set this option"
             )
     return checked
+
+
+def _named(builder: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    return {
+        key: parameter
+        for key, parameter in _signature(builder).parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    }
 
 
 def _signature(builder: Callable[..., Any]) -> inspect.Signature:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ray_snake.config import ModelConfig
 from ray_snake.data import ShardSource
 from ray_snake.planning.cost import BlockCost
 from ray_snake.runtime.apart import Apart, can_fork
@@ -34,6 +35,13 @@ class ModelChecks(Protocol):
         Raises:
             ModelError: If it can't be built or cut.
             ConfigError: If strategy, order or loss are not known, or don't fit nodes or network.
+        """
+
+    def options(self, model: ModelConfig) -> dict[str, Any]:
+        """Return a model's options, those at their default too.
+
+        Raises:
+            ModelError: If they are refused.
         """
 
     def classes(self, facts: ShardFacts, name: str) -> int | None:
@@ -69,6 +77,10 @@ class ChecksHere:
         """See `ModelChecks`."""
         stack = self._skeleton()
         return BlockTable(names=stack.names, bytes=stack.part_bytes())
+
+    def options(self, model: ModelConfig) -> dict[str, Any]:
+        """See `ModelChecks`."""
+        return self._recipe.model_options(model)
 
     def classes(self, facts: ShardFacts, name: str) -> int | None:
         """See `ModelChecks`."""
@@ -119,6 +131,11 @@ class ChecksApart:
         """See `ModelChecks`."""
         table: BlockTable = self._process.call("blocks")
         return table
+
+    def options(self, model: ModelConfig) -> dict[str, Any]:
+        """See `ModelChecks`."""
+        options: dict[str, Any] = self._process.call("options", model)
+        return options
 
     def classes(self, facts: ShardFacts, name: str) -> int | None:
         """See `ModelChecks`."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ray_snake.config import SnakeConfig
+from ray_snake.config import ModelConfig, SnakeConfig
 from ray_snake.planning.strategy import Strategy
 from ray_snake.seeds import derive_seed
 
@@ -46,6 +46,20 @@ class Recipe:
         from ray_snake.models.registry import build_model
 
         return build_model(self.config.model.name, self.config.model.options)
+
+    def model_options(self, model: ModelConfig) -> dict[str, Any]:
+        """Return the options of a model of settings, those at their default too.
+
+        Where a user's function is the model, they are as they were given.
+
+        Raises:
+            ModelError: If they are refused.
+        """
+        if self.function is not None:
+            return model.options
+        from ray_snake.models.registry import all_options
+
+        return all_options(model.name, model.options)
 
     def skeleton(self) -> BlockStack:
         """Return the network cut into blocks, its weights on the meta device.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from ray_snake.config import SnakeConfig
+from ray_snake.config import ModelConfig, SnakeConfig
 from ray_snake.errors import CheckpointError, ConfigError, StorageError
 from ray_snake.layers.state import LayerState
 from ray_snake.runtime.journal import Journal
@@ -35,7 +36,7 @@ class RunFolder:
 
         Args:
             storage: The folder of the run.
-            config: Its settings.
+            config: Its settings, with every option of its model by name.
             nodes: Its nodes' names.
             custom_model: Whether its model is a Python function that settings can't name.
         """
@@ -111,13 +112,28 @@ class RunFolder:
         files = BlockFiles(self.storage)
         return [files.read(one.block, one.version, one.checksum) for one in blocks]
 
-    def check_resumable(self, config: SnakeConfig, nodes: tuple[str, ...]) -> None:
+    def check_resumable(
+        self,
+        config: SnakeConfig,
+        nodes: tuple[str, ...],
+        all_options: Callable[[ModelConfig], dict[str, Any]],
+    ) -> None:
         """Check that settings and nodes continue this run to the same weights.
+
+        Args:
+            config: The settings, with every option of the model by name.
+            nodes: The nodes' names.
+            all_options: Returns a model's options, those at their default too: a run of an earlier
+                format has those alone that were given.
 
         Raises:
             ConfigError: Naming the settings that differ.
         """
-        changed = self.config.changed_keys(config)
+        own = self.config
+        if own.model.name == config.model.name:
+            model = own.model.model_copy(update={"options": all_options(own.model)})
+            own = own.model_copy(update={"model": model})
+        changed = own.changed_keys(config)
         if nodes != self.nodes:
             changed.append("the nodes")
         if changed:

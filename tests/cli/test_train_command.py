@@ -34,6 +34,7 @@ def test_a_run_is_called_after_its_settings_and_keeps_them(trained):
     workplace, _ = trained
     folder = RunFolder.open(str(workplace.runs / "digits"))
     assert folder.config.snake.trips == 2
+    assert folder.config.model.options["norm"] == "batch"
     assert [record.visit for record in folder.journal().visits] == [1, 2, 3, 4]
     assert len(list(Path(folder.uri).rglob("*.safetensors"))) == 5
 

@@ -1,3 +1,4 @@
+import json
 import pickle
 import sys
 import types
@@ -7,7 +8,7 @@ import torch
 from torch import nn
 
 from ray_snake.errors import ModelError
-from ray_snake.models.registry import build_model, model_names, register
+from ray_snake.models.registry import all_options, build_model, model_names, register
 
 
 @pytest.fixture
@@ -97,6 +98,56 @@ def test_unresolvable_annotations_leave_values_unchecked(user_module):
 
     user_module.typed = typed
     assert build_model("clinic_models:typed", {"width": 4}).out_features == 4
+
+
+def test_all_options_are_those_given_and_the_defaults(tmp_path):
+    assert all_options("mlp", {"inputs": 4, "classes": 2}) == {
+        "inputs": 4,
+        "classes": 2,
+        "hidden": [128, 64],
+    }
+    assert all_options("cnn", {"width": 8})["norm"] == "batch"
+    given = {"model": str(tmp_path), "lora": {"rank": 2}}
+    assert all_options("huggingface", given) == {
+        "model": str(tmp_path),
+        "task": "language_modelling",
+        "dtype": "float32",
+        "lora": {"rank": 2, "alpha": 16.0, "dropout": 0.0},
+    }
+
+
+def test_all_options_give_the_same_network_again(user_module):
+    def odd(
+        *, sizes=(3, 4), dtype=torch.float64, scale: float | None = None, **others: int
+    ) -> nn.Module:
+        assert isinstance(sizes, tuple)
+        assert scale is None
+        return nn.Linear(*sizes, dtype=dtype, bias=bool(others))
+
+    user_module.odd = odd
+    for name, given in [
+        ("cnn", {}),
+        ("mlp", {"inputs": 4, "classes": 2}),
+        ("decoder", {"vocabulary": 11}),
+        ("clinic_models:odd", {}),
+        ("clinic_models:odd", {"bias": 1}),
+    ]:
+        complete = all_options(name, given)
+        assert all_options(name, complete) == complete
+        assert json.loads(json.dumps(complete)) == complete
+        assert given.items() <= complete.items()
+        networks = []
+        for options in (given, complete):
+            torch.manual_seed(1)
+            networks.append(build_model(name, options).state_dict())
+        torch.testing.assert_close(*networks, rtol=0, atol=0)
+
+
+def test_all_options_refuse_what_building_refuses():
+    for name, options in [("cmn", {}), ("cnn", {"widht": 8}), ("cnn", {"width": "x"}), ("mlp", {})]:
+        with pytest.raises(ModelError) as caught:
+            all_options(name, options)
+        assert str(caught.value) == str(failing(name, options))
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,14 @@ import pytest
 from fakes import make_config
 
 from ray_snake.errors import CheckpointError, ConfigError, StorageError
+from ray_snake.runtime.recipe import Recipe
 from ray_snake.runtime.run_folder import RunFolder, choose_run
 
 NODES = ("north", "south")
+
+
+def as_given(model):
+    return model.options
 
 
 def runs(storage, *names):
@@ -120,6 +125,37 @@ def test_a_run_of_today_has_todays_default(storage):
     assert RunFolder.create(storage, config, NODES, custom_model=False).config == config
 
 
+def test_a_default_of_a_model_that_changed_since_is_a_setting_that_differs(storage):
+    def now(model):
+        return {"norm": "new", **model.options}
+
+    started = make_config(model={"options": {"norm": "old"}})
+    RunFolder.create(storage, started, NODES, custom_model=False)
+    folder = RunFolder.open(storage.uri)
+    named = make_config(model={"options": now(make_config().model)})
+    with pytest.raises(ConfigError, match=r"other settings: model\.options\.norm"):
+        folder.check_resumable(named, NODES, now)
+    folder.check_resumable(started, NODES, now)
+
+
+def test_a_run_that_names_no_defaults_is_resumed_with_those_of_today(storage):
+    def now(model):
+        return {"norm": "new", **model.options}
+
+    folder = RunFolder.create(storage, make_config(), NODES, custom_model=False)
+    folder.check_resumable(make_config(model={"options": {"norm": "new"}}), NODES, now)
+    with pytest.raises(ConfigError, match=r"other settings: model\.options\.norm"):
+        folder.check_resumable(make_config(model={"options": {"norm": "old"}}), NODES, now)
+
+
+def test_a_run_of_another_model_is_not_asked_for_its_options(storage):
+    folder = RunFolder.create(
+        storage, make_config(model={"name": "gone:model"}), NODES, custom_model=False
+    )
+    with pytest.raises(ConfigError, match=r"other settings: model\.name"):
+        folder.check_resumable(make_config(), NODES, Recipe(config=make_config()).model_options)
+
+
 def test_a_custom_model_can_not_be_built_from_settings(storage):
     folder = RunFolder.create(storage, make_config(), NODES, custom_model=True)
     with pytest.raises(ConfigError, match=r"Python function"):
@@ -136,10 +172,10 @@ def test_what_decides_the_weights_must_stay_the_same(storage):
     folder = RunFolder.create(storage, make_config(), NODES, custom_model=False)
     changed = make_config(training={"batch_size": 7, "momentum": 0.5})
     with pytest.raises(ConfigError) as caught:
-        folder.check_resumable(changed, NODES)
+        folder.check_resumable(changed, NODES, as_given)
     assert "training.batch_size, training.momentum" in str(caught.value)
     with pytest.raises(ConfigError, match=r"the nodes"):
-        folder.check_resumable(make_config(), ("north",))
+        folder.check_resumable(make_config(), ("north",), as_given)
 
 
 def test_what_does_not_decide_the_weights_may_change(storage):
@@ -147,4 +183,4 @@ def test_what_does_not_decide_the_weights_may_change(storage):
     changed = make_config(
         nodes={"nodes_per_actor": 2}, failures={"recoveries": 9}, storage={"uri": "elsewhere"}
     )
-    folder.check_resumable(changed, NODES)
+    folder.check_resumable(changed, NODES, as_given)

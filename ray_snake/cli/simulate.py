@@ -50,6 +50,7 @@ def _drawn_options(command: Callable[..., None]) -> Callable[..., None]:
 @config_argument
 @set_option
 @click.option("--nodes", type=click.IntRange(min=1), help="How many; by default CONFIG's.")
+@click.option("--trips", type=click.IntRange(min=1), help="How many; by default CONFIG's.")
 @_drawn_options
 @click.option("--trace", metavar="FILE", help="CSV or Parquet: a row for each node.")
 @click.option("--like", metavar="RUN", help="Nodes as they turned out in a run that adapted.")
@@ -63,6 +64,7 @@ def simulate(
     config: Path,
     settings: tuple[str, ...],
     nodes: int | None,
+    trips: int | None,
     trace: str | None,
     like: str | None,
     seed: int,
@@ -83,7 +85,8 @@ def simulate(
     from ray_snake.simulation.distribution import Distribution
     from ray_snake.simulation.simulator import Simulator
 
-    loaded = SnakeConfig.load(config, settings)
+    asked = () if trips is None else (f"snake.trips={trips}",)
+    loaded = SnakeConfig.load(config, (*settings, *asked))
     if picture is not None:
         from ray_snake.simulation.plot import check_picture
 

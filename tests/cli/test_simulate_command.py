@@ -17,7 +17,7 @@ def test_a_simulation_is_shown_drawn_and_written(workplace):
     config = workplace.write(CONFIG)
     done = workplace.call(
         *("simulate", config, "--nodes", "5", "--pace", "lognormal(1, 0.5)", "--link", "1e6"),
-        *("--set", "snake.trips=3", "--plot", "picture.png", "--out", "trips.parquet", "--json"),
+        *("--trips", "3", "--plot", "picture.png", "--out", "trips.parquet", "--json"),
     )
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)

@@ -39,7 +39,7 @@ ACTING = (
     "ray_snake.runtime.driver_actor",
 )
 SILENCE_SECONDS = 10.0
-# Ray takes these from the environment when it is imported, for all workers that are forked then.
+# Ray takes it from the environment when it is imported, for all workers that are forked then.
 # Such a worker is of no job until one has it do something; of another's it would wait for ever.
 NO_JOB = {"RAY_JOB_ID": "ffffffff"}
 START = (

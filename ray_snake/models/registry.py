@@ -102,7 +102,7 @@ def all_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     builder = _find(name)
     checked = _check_options(name, builder, options)
     found = dict(options)
-    for key, parameter in _named(builder).items():
+    for key, parameter in _named(_signature(builder)).items():
         value = checked.get(key, parameter.default)
         if value is None:
             continue
@@ -167,8 +167,9 @@ def _import_builder(path: str) -> Callable[..., Any]:
 def _check_options(
     name: str, builder: Callable[..., Any], options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    named = _named(builder)
-    takes_any = any(one.kind is one.VAR_KEYWORD for one in _signature(builder).parameters.values())
+    signature = _signature(builder)
+    named = _named(signature)
+    takes_any = any(one.kind is one.VAR_KEYWORD for one in signature.parameters.values())
     checked = {}
     for key, value in options.items():
         if key in named:
@@ -189,10 +190,10 @@ def _check_options(
     return checked
 
 
-def _named(builder: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+def _named(signature: inspect.Signature) -> dict[str, inspect.Parameter]:
     return {
         key: parameter
-        for key, parameter in _signature(builder).parameters.items()
+        for key, parameter in signature.parameters.items()
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from ray_snake.config import ModelConfig, SnakeConfig
-from ray_snake.errors import CheckpointError, ConfigError, StorageError
+from ray_snake.errors import CheckpointError, ConfigError, ModelError, StorageError
 from ray_snake.layers.state import LayerState
 from ray_snake.runtime.journal import Journal
 from ray_snake.storage import Storage
@@ -131,8 +132,10 @@ class RunFolder:
         """
         own = self.config
         if own.model.name == config.model.name:
-            model = own.model.model_copy(update={"options": all_options(own.model)})
-            own = own.model_copy(update={"model": model})
+            # An option that the model no longer has is one that differs.
+            with contextlib.suppress(ModelError):
+                model = own.model.model_copy(update={"options": all_options(own.model)})
+                own = own.model_copy(update={"model": model})
         changed = own.changed_keys(config)
         if nodes != self.nodes:
             changed.append("the nodes")

@@ -148,6 +148,15 @@ def test_a_run_that_names_no_defaults_is_resumed_with_those_of_today(storage):
         folder.check_resumable(make_config(model={"options": {"norm": "old"}}), NODES, now)
 
 
+def test_an_option_that_the_model_no_longer_has_is_a_setting_that_differs(storage):
+    started = make_config(model={"options": {"gone": 1}})
+    folder = RunFolder.create(storage, started, NODES, custom_model=False)
+    recipe = Recipe(config=make_config())
+    named = make_config(model={"options": recipe.model_options(recipe.config.model)})
+    with pytest.raises(ConfigError, match=r"other settings: .*model\.options\.gone"):
+        folder.check_resumable(named, NODES, recipe.model_options)
+
+
 def test_a_run_of_another_model_is_not_asked_for_its_options(storage):
     folder = RunFolder.create(
         storage, make_config(model={"name": "gone:model"}), NODES, custom_model=False

@@ -237,12 +237,12 @@ class _Rotary:
     a network from being built without memory.
     """
 
-    def __init__(self, kind: type[nn.Module], config: Any) -> None:  # noqa: ANN401
+    def __init__(self, kind: type[nn.Module], config: Any) -> None:  # noqa: ANN401 - a class of each family
         self._kind = kind
         self._config = config
         self._module: nn.Module | None = None
 
-    def __call__(self, features: Tensor, positions: Tensor, kind: str | None) -> Any:  # noqa: ANN401
+    def __call__(self, features: Tensor, positions: Tensor, kind: str | None) -> Any:  # noqa: ANN401 - what the module returns
         if self._module is None:
             with torch.device("cpu"):
                 self._module = self._kind(config=self._config)

@@ -44,8 +44,8 @@ def refuse_without_packages() -> None:
         ModelError: If transformers or gguf is not there.
     """
     try:
-        import gguf  # noqa: F401
-        import transformers  # noqa: F401
+        import gguf  # noqa: F401 - whether it is there
+        import transformers  # noqa: F401 - whether it is there
     except ImportError as error:
         raise ModelError(
             "GGUF files", f"need transformers and gguf ({error})", "pip install 'ray-snake[hf]'"
@@ -136,7 +136,7 @@ def _settings(facts: dict[str, Any], names: set[str]) -> dict[str, Any]:
     }
 
 
-def _blocks(reader: Any, facts: dict[str, Any]) -> Iterator[dict[str, Tensor]]:  # noqa: ANN401
+def _blocks(reader: Any, facts: dict[str, Any]) -> Iterator[dict[str, Tensor]]:  # noqa: ANN401 - of the optional gguf
     """Yield one weight after another, unpacked, under its name in transformers."""
     from gguf.quants import dequantize
 

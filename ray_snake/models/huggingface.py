@@ -238,7 +238,7 @@ def _transformers() -> Any:  # noqa: ANN401 - a module without types
     return transformers
 
 
-def _skeleton(config: Any, *, classifies: bool, dtype: torch.dtype) -> Any:  # noqa: ANN401
+def _skeleton(config: Any, *, classifies: bool, dtype: torch.dtype) -> Any:  # noqa: ANN401 - classes of each family
     """Return transformers' model, all of it on the meta device."""
     from transformers.initialization import no_init_weights
 

@@ -148,7 +148,7 @@ class Sweep:
         trials = [self._trial(one) for one in results._experiment_analysis.trials]
         return self._ranked(trials)
 
-    def _tuner(self, trainable: Any, filesystem: Any, path: str) -> tune.Tuner:  # noqa: ANN401
+    def _tuner(self, trainable: Any, filesystem: Any, path: str) -> tune.Tuner:  # noqa: ANN401 - Ray's and pyarrow's
         config = self._config.tune
         return tune.Tuner(
             trainable,
@@ -280,7 +280,7 @@ def _search(name: str, seed: int) -> Searcher | BasicVariantGenerator:
     if name == "random":
         return BasicVariantGenerator(random_state=seed)
     try:
-        import optuna  # noqa: F401
+        import optuna  # noqa: F401 - whether it is there
     except ImportError:
         raise ConfigError(
             "tune.search", "'optuna' is not installed", "pip install 'ray-snake[tune]'"

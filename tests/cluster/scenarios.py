@@ -141,6 +141,11 @@ def pid_of(kind):
     return found
 
 
+def libraries(pid):
+    """Return what a process has mapped into its memory."""
+    return Path(f"/proc/{pid}/maps").read_text()
+
+
 def kill(pid):
     os.kill(pid, signal.SIGKILL)
 

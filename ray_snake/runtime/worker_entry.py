@@ -19,12 +19,15 @@ ADDRESS = "RAY_SNAKE_WARM_PROCESS"
 ORDINARY = "RAY_SNAKE_SETUP_WORKER"
 """The variable with the script that Ray would have run."""
 CONTEXT, LANGUAGE = "--serialized-runtime-env-context", "--language"
+FOR_OTHERS = frozenset({"PL_DISABLE_FORK"})
+"""Variables that nothing here reads: Tune has all workers of its trials set one for Lightning."""
 
 
-def plain_worker(arguments: list[str]) -> list[str] | None:
-    """Return the script and arguments of a worker of Python without an environment of its own.
+def plain_worker(arguments: list[str]) -> tuple[list[str], dict[str, str]] | None:
+    """Return a worker of Python without an environment of its own: its script with arguments.
 
-    Nothing for any other worker, which can't begin as a copy of the warm process.
+    And its variables, which are `FOR_OTHERS` alone. Nothing for any other worker, which can't begin
+    as a copy of the warm process: what it has imported may read other variables.
 
     Args:
         arguments: What Ray gives to the script that sets up a worker.
@@ -34,23 +37,28 @@ def plain_worker(arguments: list[str]) -> list[str] | None:
     asked = {name: text for name, _, text in (one.partition("=") for one in own)}
     context = json.loads(asked.get(CONTEXT) or "{}")
     elsewhere = context.pop("py_executable", None) not in (None, sys.executable)
+    variables = context.pop("env_vars", None) or {}
     if asked.get(LANGUAGE) != "PYTHON" or elsewhere or any(context.values()):
         return None
     # Before the script there may be options for the interpreter.
-    return worker if worker and worker[0].endswith(".py") else None
+    if not variables.keys() <= FOR_OTHERS or not worker or not worker[0].endswith(".py"):
+        return None
+    return worker, variables
 
 
-def hand_over(worker: list[str]) -> bool:
+def hand_over(worker: list[str], variables: dict[str, str]) -> bool:
     """Have a worker forked with this process' environment, folder and standard files.
 
     Args:
         worker: Its script and arguments.
+        variables: What its environment has beside.
 
     Returns:
         Whether it was.
     """
     folder = os.getcwd()  # noqa: PTH109 - pathlib takes longer to import than all else here
-    request = {"arguments": worker, "folder": folder, "environment": dict(os.environ)}
+    environment = {**os.environ, **variables}
+    request = {"arguments": worker, "folder": folder, "environment": environment}
     try:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.connect("\0" + os.environ[ADDRESS])
@@ -65,5 +73,5 @@ def hand_over(worker: list[str]) -> bool:
 
 if __name__ == "__main__":
     found = plain_worker(sys.argv[1:])
-    if found is None or not hand_over(found):
+    if found is None or not hand_over(*found):
         os.execv(sys.executable, [sys.executable, os.environ[ORDINARY], *sys.argv[1:]])

@@ -27,6 +27,7 @@ print(json.dumps({
     "arguments": sys.argv,
     "folder": os.getcwd(),
     "variable": os.environ.get("ONLY_OF_THIS_WORKER"),
+    "tunes": os.environ.get("PL_DISABLE_FORK"),
     "threads": os.environ.get("OMP_NUM_THREADS"),
     "parent": os.getppid(),
     "leads_its_group": os.getpgid(0) == os.getpid(),
@@ -36,6 +37,8 @@ print(json.dumps({
     "cuda": torch.cuda.is_initialized(),
 }))
 """
+# What `ray.tune` starts all workers of a trial with.
+TUNES = {"PL_DISABLE_FORK": "1"}
 ORDINARY = "import json, sys; print(json.dumps({'ordinary': sys.argv[1:]}))"
 
 
@@ -114,6 +117,15 @@ def test_a_worker_of_the_same_interpreter_is_forked(place, warm):
     context = json.dumps({"py_executable": sys.executable, "env_vars": {}, "command_prefix": []})
     asked = f"{worker_entry.CONTEXT}={context}"
     assert begin(place, variables, *OURS, "--language=PYTHON", asked)["arguments"] == OURS
+
+
+def test_a_worker_of_a_trial_is_forked_with_the_variable_that_tune_sets_for_others(place, warm):
+    _, variables = warm
+    context = json.dumps({"env_vars": TUNES, "py_executable": sys.executable})
+    asked = f"{worker_entry.CONTEXT}={context}"
+    said = begin(place, variables, *OURS, "--language=PYTHON", asked)
+    assert said["arguments"] == OURS
+    assert said["tunes"] == TUNES["PL_DISABLE_FORK"]
 
 
 def test_an_unreadable_request_does_not_stop_the_next_worker(place, warm):

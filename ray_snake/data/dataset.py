@@ -184,17 +184,19 @@ class NodeDataset:
                 )
             self._rows = split(labels, source.partition)[source.index]
             self._count = len(self._rows)
-        whole = bool(np.issubdtype(labels.dtype, np.integer))
-        self.has_class_labels = whole and labels.ndim == 1
         self.label_shape: tuple[int, ...] = labels.shape[1:]
-        self.label_dtype: np.dtype[Any] = np.dtype(np.int64 if whole else np.float32)
         self.sample_shape: tuple[int, ...] = views[0].shape[1:]
         stored = views[0].dtype
         self._is_scaled = stored == np.uint8
         self.input_dtype: np.dtype[Any] = np.dtype(
             np.int64 if np.issubdtype(stored, np.integer) and not self._is_scaled else np.float32
         )
+        whole = bool(np.issubdtype(labels.dtype, np.integer))
+        self.has_class_labels = whole and labels.ndim == 1
         self.has_token_labels = whole and labels.ndim > 1 and self.input_dtype == np.int64
+        # Several whole numbers for a picture are neither classes nor tokens, but targets.
+        named = self.has_class_labels or self.has_token_labels
+        self.label_dtype: np.dtype[Any] = np.dtype(np.int64 if named else np.float32)
         # Labels of token sequences are as large as the inputs: they stay where they are.
         if not self.has_token_labels:
             labels = labels if self._rows is None else labels[self._rows]
@@ -412,7 +414,9 @@ class NodeDataset:
                 self._subject,
                 f"label {self._labels[row]} in row {self._file_row(row)} is not one of the "
                 f"model's {classes} classes 0 to {classes - 1}",
-                "correct the label, or give the model more classes",
+                "correct the label, or give the model more classes"
+                if classes > 1
+                else "store numbers to predict as floats, or give the model more classes",
             )
 
     def _refuse_non_finite(

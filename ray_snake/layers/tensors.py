@@ -50,11 +50,13 @@ def weighted_mean(
 ) -> dict[str, Tensor]:
     """Return the weighted mean of versions of one block, one of which is looked at after another.
 
+    It is added up in float32 at least: each sum of bfloat16 loses more than a round may change.
     Integers, such as a norm's count of batches, are the first one's. The mean of one is that one,
     bit for bit.
     """
     shares = [weight / sum(weights) for weight in weights]
     mean: dict[str, Tensor] = {}
+    dtypes: dict[str, torch.dtype] = {}
     for tensors, share in zip(versions, shares, strict=True):
         for name, tensor in tensors.items():
             if not tensor.is_floating_point():
@@ -62,8 +64,9 @@ def weighted_mean(
             elif name in mean:
                 mean[name].add_(tensor, alpha=share)
             else:
-                mean[name] = tensor * share
-    return mean
+                dtypes[name] = tensor.dtype
+                mean[name] = tensor.to(torch.promote_types(tensor.dtype, torch.float32)) * share
+    return {name: one.to(dtypes.get(name, one.dtype)) for name, one in mean.items()}
 
 
 def to_array(tensor: Tensor) -> Array:

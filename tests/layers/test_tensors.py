@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_snake.layers.files import decode, encode
-from ray_snake.layers.tensors import pack, unpack
+from ray_snake.layers.tensors import pack, unpack, weighted_mean
 
 DTYPES = [
     torch.bfloat16,
@@ -106,3 +106,30 @@ def test_read_only_arrays_unpack_without_a_copy():
 def test_weights_that_are_being_trained_pack_without_their_gradients():
     weight = torch.ones(3, requires_grad=True)
     assert not unpack(pack(0, 0, {"a": weight}))["a"].requires_grad
+
+
+@given(
+    st.integers(1, 40),
+    st.sampled_from([torch.bfloat16, torch.float16, torch.float32, torch.float64]),
+    st.integers(0, 2**31),
+)
+def test_a_mean_is_rounded_to_its_dtype_once(count, dtype, seed):
+    draw = torch.Generator().manual_seed(seed)
+    weights = torch.rand(count, generator=draw, dtype=torch.float64) + 0.01
+    versions = [
+        torch.randn(50, generator=draw, dtype=torch.float64).to(dtype) for _ in range(count)
+    ]
+    mean = weighted_mean([{"weight": one} for one in versions], weights.tolist())["weight"]
+    assert mean.dtype == dtype
+    shares = weights / weights.sum()
+    exact = sum(one.double() * share for one, share in zip(versions, shares, strict=True))
+    # Of each sum in float32 a rounding, and one at the end.
+    summed = count * 1e-6 if dtype != torch.float64 else 1e-13
+    assert torch.allclose(mean.double(), exact, rtol=torch.finfo(dtype).eps, atol=summed)
+
+
+@given(st.integers(1, 40))
+def test_the_mean_of_equal_versions_in_bfloat16_is_that_version(count):
+    version = torch.randn(200, generator=torch.Generator().manual_seed(count)).bfloat16()
+    mean = weighted_mean([{"weight": version}] * count, [1.0] * count)["weight"]
+    assert torch.equal(mean, version)

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from ray_snake.config import SnakeConfig
-from ray_snake.data import ShardSource, make_table
+from ray_snake.data import NodeDataset, ShardSource, make_table
+from ray_snake.engine.evaluate import evaluate
+from ray_snake.engine.visit import train_visit
 from ray_snake.errors import DataError
 from ray_snake.runtime.preflight import check_model, check_shards
 from ray_snake.runtime.recipe import Recipe
@@ -45,3 +47,39 @@ def test_a_function_that_was_passed_is_called_by_visits_alone():
 def test_labels_that_it_can_take_pass():
     (spec,) = check(np.arange(4))
     assert spec.classes == 5
+
+
+def test_whole_numbers_to_be_predicted_are_asked_for_as_floats():
+    model = {"name": "mlp", "options": {"inputs": 3, "hidden": [4], "classes": 1}}
+    recipe = Recipe(config=SnakeConfig.from_tree({"model": model, "loss": {"name": "mse"}}))
+    source = ShardSource(table=make_table(FLOATS, np.array([0, 3, 76, 12])))
+    with pytest.raises(DataError, match=r"label 3 in row 1 .*; store numbers to predict"):
+        check_shards(check_model(recipe, nodes=1), [source], recipe.named_task())
+
+
+def test_several_whole_numbers_for_a_row_of_floats_are_targets():
+    """Rows of tokens have a label for each position; those of anything else have numbers."""
+    model = {"name": "mlp", "options": {"inputs": 3, "hidden": [4], "classes": 2}}
+    tree = {"model": model, "loss": {"name": "mse", "distillation": 0.3}}
+    recipe = Recipe(config=SnakeConfig.from_tree(tree))
+    counts = make_table(FLOATS, np.array([[1, 2], [300, 4], [5, 6], [7, 8]]))
+    source = ShardSource(table=counts)
+    stack = check_model(recipe, nodes=1)
+    (spec,) = check_shards(stack, [source], recipe.named_task())
+    assert (spec.classes, spec.tokens) == (None, None)
+    samples = NodeDataset.open(source)
+    outcome = train_visit(
+        recipe.initial(),
+        samples,
+        trained=[0, 1],
+        learning_rate=1e-3,
+        seed=1,
+        # As many rows as a row has numbers.
+        training=recipe.config.training.model_copy(update={"batch_size": 2}),
+        objective=recipe.objective(),
+    )
+    assert outcome.accuracy is None
+    assert outcome.finite
+    task = recipe.named_task()
+    judged = evaluate(recipe.initial(), samples, task=task, batch_size=2)
+    assert judged.accuracy is None

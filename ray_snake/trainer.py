@@ -243,7 +243,7 @@ class SnakeTrainer:
                     there = on_cluster(config.nodes, present)
                     specs = check_nodes(checks.classes, muster.sources, there)
                 check_settings(config, specs)
-                costs = known_costs(config, specs[0], checks.costs)
+                costs = known_costs(config, specs, checks.costs)
             nodes = fit_nodes(config, muster.first_specs(specs), costs, self._recipe.strategy)
             blocks = replace(blocks, costs=costs if config.snake.adapt else ())
             # From here on the run leaves a folder behind; all that can be checked was.

@@ -27,8 +27,8 @@ WHOLE = {
 }
 
 
-def tiny_llama(*, layers=2, tied=True):
-    """Return a model of transformers with random weights."""
+def tiny_llama(*, layers=2, tied=True, scaled=1.0):
+    """Return a model of transformers with random weights, its positions maybe scaled."""
     torch.manual_seed(3)
     config = LlamaConfig(
         vocab_size=len(TOKENS),
@@ -39,16 +39,37 @@ def tiny_llama(*, layers=2, tied=True):
         num_key_value_heads=2,
         max_position_embeddings=256,
         rms_norm_eps=1e-5,
-        rope_parameters={"rope_type": "default", "rope_theta": 5000.0},
+        rope_parameters={
+            "rope_theta": 5000.0,
+            **(
+                {"rope_type": "default"}
+                if scaled == 1
+                else {"rope_type": "linear", "factor": scaled}
+            ),
+        },
         tie_word_embeddings=tied,
     )
     return LlamaForCausalLM(config).eval()
 
 
-def write_gguf(path, model, *, kind="F32", architecture="llama", renamed=None):
-    """Write a model to a file; `renamed` are names of weights to change."""
+def write_gguf(path, model, *, kind="F32", architecture="llama", renamed=None, more=()):
+    """Write a model to a file.
+
+    Args:
+        path: The file.
+        model: The model.
+        kind: How weights are quantised.
+        architecture: What the file says that it is.
+        renamed: Names of weights to change.
+        more: Methods of the writer to call, each with its value.
+    """
     config = model.config
     writer = gguf.GGUFWriter(path, architecture)
+    if "factor" in config.rope_parameters:
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(config.rope_parameters["factor"])
+    for method, value in more:
+        getattr(writer, method)(value)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)

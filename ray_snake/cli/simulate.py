@@ -144,6 +144,7 @@ def _world(
     import torch
 
     from ray_snake.runtime.forecast import measured_costs
+    from ray_snake.runtime.memory_checks import most_demanding
     from ray_snake.runtime.preflight import check_model, check_shards
     from ray_snake.runtime.recipe import Recipe
     from ray_snake.simulation.distribution import Distribution
@@ -174,9 +175,9 @@ def _world(
         raise ConfigError("--link", "leaves a node 0 bytes per second", "use numbers above 0")
     if nodes is None and len(rows) == len(world):
         world = world.with_rows(rows)
-    first = specs[0]
+    largest = most_demanding(specs)
     return replace(world, base_bytes=_base_bytes(stack)), measured_costs(
-        config, stack, sample_shape=first.sample_shape, integer_inputs=first.integer_inputs
+        config, stack, sample_shape=largest.sample_shape, integer_inputs=largest.integer_inputs
     )
 
 

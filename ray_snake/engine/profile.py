@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Hashable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -18,6 +19,7 @@ from ray_snake.engine.device import computing
 from ray_snake.engine.fit import made_up, zeros_like
 from ray_snake.engine.lean import lean_run
 from ray_snake.engine.optimizer import make_optimizer
+from ray_snake.engine.recompute import CONVOLUTIONS
 from ray_snake.engine.stack import BlockStack
 from ray_snake.planning.cost import BlockCost
 from ray_snake.planning.memory import rows_at_once
@@ -59,7 +61,8 @@ def profile_blocks(
             costs.append(replace(cost, name=name))
             continue
         with made_up(skeleton, index) as block:
-            block(x)
+            with _convolutions(block) as convolutions:
+                block(x)
             started = time.perf_counter()
             with torch.no_grad():
                 block(x)
@@ -110,6 +113,8 @@ def profile_blocks(
                 frozen_bytes=frozen_bytes // batch,
                 lean_bytes=lean_bytes // batch,
                 lean_flops=lean_flops / batch,
+                convolved_bytes=convolutions.output_bytes // batch,
+                convolution_bytes=convolutions.weight_bytes,
             )
         )
         x = y.detach()
@@ -293,6 +298,35 @@ def _time_loss(outputs: Tensor, loss: LossConfig) -> float:
 def _least(measure: Callable[[], float]) -> float:
     measure()
     return min(measure() for _ in range(REPEATS))
+
+
+@dataclass
+class _Largest:
+    """The largest output and the largest weight of some convolutions."""
+
+    output_bytes: int = 0
+    weight_bytes: int = 0
+
+    def see(self, layer: nn.Module, inputs: object, output: Tensor) -> None:
+        del inputs
+        self.output_bytes = max(self.output_bytes, _bytes(output))
+        self.weight_bytes = max(self.weight_bytes, _bytes(layer.get_parameter("weight")))
+
+
+@contextmanager
+def _convolutions(block: nn.Module) -> Iterator[_Largest]:
+    """Look at the convolutions of a block that runs meanwhile."""
+    largest = _Largest()
+    hooks = [
+        layer.register_forward_hook(largest.see)
+        for layer in block.modules()
+        if isinstance(layer, CONVOLUTIONS)
+    ]
+    try:
+        yield largest
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 class _SavedBytes:

@@ -3,6 +3,8 @@
 Split learning, Gupta and Raskar (2018), arXiv:1810.06060. Where neither side draws random numbers,
 as dropout does, and gradients are not clipped, both together take the very steps that
 `visit.train_visit` takes on the whole network: the same bits. Clipping is by each side's own norm.
+The back makes a language model's scores all at once, where `engine.head` would make them piece by
+piece: with a large vocabulary its bits differ by rounding.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ what it loads so it refuses to save.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,15 @@ _IN_LAYER = {
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
+}
+
+SCALING = "llama.rope.scaling.type"
+_SCALINGS: Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "none": lambda facts: {"rope_type": "default"},
+    "linear": lambda facts: {
+        "rope_type": "linear",
+        "factor": float(facts["llama.rope.scaling.factor"]),
+    },
 }
 
 
@@ -75,6 +84,7 @@ def convert(source: Path, folder: Path) -> None:
             raise ModelError(
                 str(source), f"holds a model of the kind {kind!r}", "give the file of a Llama model"
             )
+        _refuse_other_heads(source, facts)
         config = LlamaConfig(**_settings(facts, {one.name for one in reader.tensors}))
         write_folder(folder, config, _blocks(reader, facts), None)
         tokenizer = AutoTokenizer.from_pretrained(str(source.parent), gguf_file=source.name)
@@ -111,6 +121,28 @@ def _scalars(reader: Any) -> Iterator[tuple[str, Any]]:  # noqa: ANN401 - of ggu
             yield name, field
 
 
+def _refuse_other_heads(source: Path, facts: dict[str, Any]) -> None:
+    """Refuse a model whose queries turn in another way, or are of another width, than converted.
+
+    Raises:
+        ModelError: If it is one.
+    """
+    if facts.get(SCALING, "none") not in _SCALINGS:
+        raise ModelError(
+            str(source),
+            f"has positions scaled by {facts[SCALING]!r}, and {', '.join(_SCALINGS)} are converted",
+            "give the model's folder as transformers has it",
+        )
+    width = facts["llama.embedding_length"] // facts["llama.attention.head_count"]
+    for name in ("llama.rope.dimension_count", "llama.attention.key_length"):
+        if facts.get(name, width) != width:
+            raise ModelError(
+                str(source),
+                f"says {name} {facts[name]}, where its heads are {width} wide",
+                "give the model's folder as transformers has it",
+            )
+
+
 def _settings(facts: dict[str, Any], names: set[str]) -> dict[str, Any]:
     heads = facts["llama.attention.head_count"]
     return {
@@ -126,8 +158,8 @@ def _settings(facts: dict[str, Any], names: set[str]) -> dict[str, Any]:
         # Stored as float32: the shortest number that reads as the same one is what was meant.
         "rms_norm_eps": float(str(np.float32(facts["llama.attention.layer_norm_rms_epsilon"]))),
         "rope_parameters": {
-            "rope_type": "default",
             "rope_theta": float(facts.get("llama.rope.freq_base", 10_000.0)),
+            **_SCALINGS[facts.get(SCALING, "none")](facts),
         },
         "tie_word_embeddings": "output.weight" not in names,
         "bos_token_id": facts.get("tokenizer.ggml.bos_token_id"),

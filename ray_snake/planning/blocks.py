@@ -31,6 +31,8 @@ class BlockCost:
             0 if that was not measured.
         lean_flops: Floating-point operations that it then does again in the backward pass,
             likewise.
+        convolved_bytes: The largest output of its convolutions.
+        convolution_bytes: The largest weight of its convolutions.
         forward_seconds: Time of its forward pass where it was measured; 0 if it was not.
         backward_seconds: Time of its backward pass with frozen weights, likewise.
         training_seconds: Time of its backward pass with trained weights, likewise.
@@ -56,6 +58,8 @@ class BlockCost:
     frozen_bytes: int = 0
     lean_bytes: int = 0
     lean_flops: float = 0.0
+    convolved_bytes: int = 0
+    convolution_bytes: int = 0
     forward_seconds: float = 0.0
     backward_seconds: float = 0.0
     training_seconds: float = 0.0

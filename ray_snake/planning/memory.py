@@ -34,6 +34,21 @@ def frozen_factor(block: BlockCost, training: TrainingConfig) -> float:
     return _VALUE_BYTES[training.frozen_dtype] / block.value_bytes
 
 
+def optimizer_sets(training: TrainingConfig) -> int:
+    """Return how many numbers an optimizer keeps of each weight.
+
+    SGD keeps its momentum, AdamW two averages.
+    """
+    if training.optimizer == "adamw":
+        return 2
+    return 1 if training.momentum > 0 else 0
+
+
+def carried_sets(training: TrainingConfig) -> int:
+    """Return how many of these travel with each trained weight of a version."""
+    return optimizer_sets(training) if training.optimizer_state == "carry" else 0
+
+
 def positions_at_once(*, width: int, scores: int) -> int:
     """Return of how many positions a language model's last block makes the scores at once.
 
@@ -141,7 +156,7 @@ class _Block:
         lead_row_bytes: Kept of a row by what comes before that.
         brief_row_bytes: Needed of a row beside that, while gradients pass through it.
         forward_row_bytes: Needed of a row while it runs and nothing is kept.
-        copy_bytes: Casts of its weights and of those that it reads, while it is at work.
+        copy_bytes: Copies of its weights and of those that it reads, while it is at work.
         kept_copy_bytes: Those that are there from its forward to its backward pass.
         gradient_bytes: Gradients of its weights, if it is trained.
         largest_bytes: The largest of these.
@@ -198,8 +213,7 @@ class MemoryModel:
         self._blocks = [self._block(index) for index in held]
         self._moments: dict[tuple[int, int], float] = {}
         self._weights = sum(one.gradient_bytes for one in self._blocks)
-        # SGD keeps one momentum buffer for each weight, AdamW two averages.
-        self._state = 2 if training.optimizer == "adamw" else (1 if training.momentum > 0 else 0)
+        self._state = optimizer_sets(training)
         # SGD's step goes a weight at a time and makes one of its size, AdamW's fused one none.
         largest = max(one.largest_bytes for one in self._blocks)
         self._step_bytes = 0 if training.optimizer == "adamw" else largest
@@ -247,7 +261,10 @@ class MemoryModel:
         cache = self._held(kept * self._input_bytes) if cached else 0.0
         state = self._weights * (1 + self._state)
         before = (state if steps > 1 else 0) + (self._weights if parts > 1 else 0)
-        passes = self._passes(size, kept, cache=cache, cached=cached)
+        passes = self._passes(size, kept, cache=cache)
+        if not (cached or self._teacher):
+            # The prefix computes anew in each step.
+            passes += before
         # Planning asks for the same ones again and again.
         if (size, parts) not in self._moments:
             self._moments[size, parts] = self._training_moments(size, parts)
@@ -310,30 +327,33 @@ class MemoryModel:
             taken += summed / 2 if self._training.precision == "bf16" else 0
         return taken
 
-    def _passes(self, size: int, kept: int, *, cache: float, cached: bool) -> float:
+    def _passes(self, size: int, kept: int, *, cache: float) -> float:
         """Return the most that the passes of prefix and teacher take."""
-        stop = len(self._blocks) if self._teacher else (self._first if cached else 0)
+        stop = len(self._blocks) if self._teacher else self._first
         whole = self._blocks[:stop]
         head = whole.pop() if self._teacher and self._pieces(size) else None
+        # Where blocks come and go: what each makes of all rows, and what it makes that of (the first
+        # one: of the shard).
+        kept_set = self._held(kept * self._widest_bytes) if self._streams else 0.0
         most = max(
-            (size * one.forward_row_bytes + one.copy_bytes for one in whole),
+            (
+                size * one.forward_row_bytes + one.copy_bytes + kept_set * (2 if index else 1)
+                for index, one in enumerate(whole)
+            ),
             default=0.0,
         )
+        last = 0.0
         if head is not None:
             # What is kept of the pieces is put together at the end.
-            kept_bytes = size * self._teacher_row_bytes
-            most = max(most, kept_bytes + self._piece_bytes(head, size))
-            most = max(most, size * head.lead_row_bytes / 2 + head.copy_bytes)
+            last = size * self._teacher_row_bytes + self._piece_bytes(head, size)
+            last = max(last, size * head.lead_row_bytes / 2 + head.copy_bytes)
         elif self._teacher:
-            most = max(most, size * self._loss_row_bytes)
+            last = size * self._loss_row_bytes
         if self._teacher:
             # What is kept of batches is put together at the end.
-            most = max(most, kept * self._teacher_row_bytes)
-        if not self._streams:
-            return cache + most
-        # Blocks' inputs and outputs of all rows, and with a teacher the prefix's beside.
-        sets = 2 * self._held(kept * self._widest_bytes) if stop else 0.0
-        return sets + (cache if self._teacher else 0.0) + most
+            last = max(last, kept * self._teacher_row_bytes)
+            most = max(most, last + 2 * kept_set)
+        return most + (0.0 if self._streams and not self._teacher else cache)
 
     def _held(self, size: float) -> float:
         """Return what outputs of a size take in memory: large ones lie in a file."""
@@ -371,6 +391,18 @@ class MemoryModel:
         factor = frozen_factor(cost, self._training)
         return 0.0 if factor == 1 else factor * self._frozen_bytes(index)
 
+    def _cast_bytes(self, index: int, factor: float) -> float:
+        """Return what autocast makes of a block's weights, and keeps where autograd asks for them.
+
+        Args:
+            index: The block's number.
+            factor: Of its weights' bytes: `frozen_factor`, or 1 where it trains.
+        """
+        cost = self._all[index]
+        if self._training.precision != "bf16" or cost.value_bytes * factor < FLOAT_BYTES:
+            return 0.0
+        return (cost.weight_bytes + cost.base_bytes) * factor / 2
+
     def _block(self, index: int) -> _Block:
         cost = self._all[index]
         trains = index in self._trained
@@ -390,15 +422,20 @@ class MemoryModel:
         is_read = any(index in one.reads for one in self._all)
         read = [self._all[one] for one in self._trained.intersection(cost.reads)]
         copies = sum(map(self._copied, {index, *cost.reads} - self._stay))
+        # A layer's input and output are there and little else; but a convolution on a CPU makes its
+        # output once as it computes it and once in order, and its weight, likewise, has a copy.
+        made = max(cost.output_bytes, cost.saved_bytes / 2, 2 * cost.convolved_bytes)
+        casts = self._cast_bytes(index, factor)
+        # Where all rows go through a block before the next, that is a view of what is kept of them.
+        came = 0 if self._streams and index else cost.input_bytes
         return _Block(
             row_bytes=row_bytes * factor,
             scored_row_bytes=(cost.saved_bytes - cost.lead_bytes + cost.input_bytes) * factor,
             lead_row_bytes=cost.lead_bytes * factor,
             brief_row_bytes=brief * factor,
-            # Where nothing is kept, a layer's input and output are there and little else.
-            forward_row_bytes=max(ends, cost.input_bytes + cost.saved_bytes / 2) * factor,
-            copy_bytes=copies,
-            kept_copy_bytes=copies if trains and way == "eager" else 0.0,
+            forward_row_bytes=(came + made) * factor,
+            copy_bytes=copies + casts + cost.convolution_bytes * factor,
+            kept_copy_bytes=casts + (copies if trains else 0.0) if way == "eager" else 0.0,
             gradient_bytes=cost.weight_bytes if trains else 0,
             largest_bytes=largest,
             waiting_bytes=sum(one.largest_bytes or one.weight_bytes for one in read),

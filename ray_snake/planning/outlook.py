@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from ray_snake.config import SnakeConfig, TrainingConfig
 from ray_snake.planning.cost import BlockCost, VisitCost, VisitModel, total_steps
+from ray_snake.planning.memory import carried_sets
 from ray_snake.planning.span import Visit
 
 DECAY = 0.6
@@ -246,7 +247,8 @@ class Outlook:
         rate = self.bytes_per_second(node)
         if rate is None:
             return 0.0
-        return sum(self.facts.costs[block].weight_bytes for block in visit.trained) / rate
+        sets = 1 + carried_sets(self._config.training)
+        return sum(self.facts.costs[block].weight_bytes * sets for block in visit.trained) / rate
 
     def work(self, visit: Visit, node: int) -> float:
         """Return a visit's computing seconds on `node`'s rows, where blocks were measured.

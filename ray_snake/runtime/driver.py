@@ -335,7 +335,9 @@ class Driver:
 
     async def _decide(self, state: Deciding) -> State:
         visit = state.task.visit
-        staleness = self._decided - self._decided_before.pop(visit.number)
+        came_meanwhile = self._decided - self._decided_before.pop(visit.number)
+        # Those that are averaged all start from one model, which none of them changes.
+        staleness = 0 if visit.averaged else came_meanwhile
         verdict = judge_visit(state, staleness, self._config)
         record = state.record(
             node_name=self._names[visit.node],

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from ray_snake.config import SnakeConfig, TrainingConfig
 from ray_snake.engine.profile import profile_blocks, time_blocks
@@ -12,13 +14,13 @@ from ray_snake.layers.codec import encoded_nbytes
 from ray_snake.layers.ledger import Ledger, Parcel
 from ray_snake.planning.anchor import make_anchors
 from ray_snake.planning.cost import BlockCost, VisitCost
-from ray_snake.planning.memory import rows_at_once
+from ray_snake.planning.memory import carried_sets, rows_at_once
 from ray_snake.planning.outlook import Facts
 from ray_snake.planning.span import Visit
 from ray_snake.planning.strategy import make_strategy
 from ray_snake.runtime.bases import bases_at_hand
 from ray_snake.runtime.journal import DRIVER
-from ray_snake.runtime.memory_checks import fit_nodes
+from ray_snake.runtime.memory_checks import fit_nodes, most_demanding
 from ray_snake.runtime.messages import NodeSpec
 from ray_snake.runtime.placement import asked_bytes
 
@@ -71,11 +73,12 @@ def forecast(
     Raises:
         ConfigError: If there is no way for a node's visits to fit its memory.
     """
+    largest = most_demanding(nodes)
     costs = measured_costs(
         config,
         stack,
-        sample_shape=nodes[0].sample_shape,
-        integer_inputs=nodes[0].integer_inputs,
+        sample_shape=largest.sample_shape,
+        integer_inputs=largest.integer_inputs,
     )
     nodes = fit_nodes(config, nodes, costs)
     facts = Facts(
@@ -141,8 +144,12 @@ class _Shipping:
     def __init__(self, config: SnakeConfig, stack: BlockStack) -> None:
         self._whole_bytes = stack.part_bytes()
         self._bytes = [
-            encoded_nbytes(stack.part(block), config.codec) for block in range(len(stack))
+            encoded_nbytes(stack.part(block), config.codec)
+            + carried_sets(config.training) * _numbers_bytes(stack.trainable(block).values())
+            for block in range(len(stack))
         ]
+        # Of the trip whose visits are averaged, what they trained.
+        self._round: tuple[int, set[int]] = (0, set())
         self._at_hand = [(one.block, 0) for one in bases_at_hand(stack)]
         parts = range(len(stack.owners))
         self._anchors = make_anchors(config.codec, blocks=len(parts))
@@ -155,6 +162,8 @@ class _Shipping:
 
     def visit(self, visit: Visit) -> int:
         """Do a visit; return the bytes that its node pulled for it."""
+        if self._round[1] and self._round[0] != visit.trip:
+            self._average(visit.number)
         ledger, node, machine = self._ledger, visit.node, str(visit.node)
         anchors = None
         if self._anchors is not None:
@@ -171,6 +180,9 @@ class _Shipping:
         pulled = sum(ledger.deliver(node, machine, one)[0] for one in parcels)
         ledger.holds(node, lacking)
         ledger.let_go(node, ledger.used(visit.trained))
+        if visit.averaged:
+            self._round = (visit.trip, self._round[1].union(visit.trained))
+            return pulled
         made = {
             block: Parcel[None](
                 block=block,
@@ -190,6 +202,12 @@ class _Shipping:
                 ledger.add(self._whole(block, visit.number))
         return pulled
 
+    def _average(self, version: int) -> None:
+        """Make the mean of a trip's visits current, which no node has yet."""
+        blocks = sorted(self._round[1])
+        self._round = (0, set())
+        self._ledger.commit(version, {block: self._whole(block, version) for block in blocks})
+
     def _whole(self, block: int, version: int) -> Parcel[None]:
         return Parcel(
             block=block,
@@ -199,3 +217,7 @@ class _Shipping:
             origin=DRIVER,
             machines={DRIVER},
         )
+
+
+def _numbers_bytes(weights: Iterable[Tensor]) -> int:
+    return sum(one.numel() * one.element_size() for one in weights)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -23,20 +24,26 @@ def has_limits(config: SnakeConfig) -> bool:
     return any([config.nodes.memory_bytes, *each])
 
 
+def most_demanding(nodes: Sequence[NodeSpec]) -> NodeSpec:
+    """Return the node whose rows are largest, which may differ in length: it stands for all."""
+    return max(nodes, key=lambda one: math.prod(one.sample_shape))
+
+
 def known_costs(
     config: SnakeConfig,
-    node: NodeSpec,
+    nodes: Sequence[NodeSpec],
     measure: Callable[[tuple[int, ...], bool, bool], tuple[BlockCost, ...]],
 ) -> tuple[BlockCost, ...]:
     """Return what each block costs where a run needs to know it; else nothing.
 
     Args:
         config: The run's settings.
-        node: A node whose kind of rows stands for all.
+        nodes: The nodes, checked.
         measure: `model_checks.ModelChecks.costs`.
     """
     if not (config.snake.adapt or has_limits(config)):
         return ()
+    node = most_demanding(nodes)
     return measure(node.sample_shape, node.integer_inputs, config.snake.adapt)
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from ray_snake.config import SnakeConfig
 from ray_snake.errors import RunError
 from ray_snake.planning.cost import BlockCost
+from ray_snake.planning.memory import carried_sets
 from ray_snake.planning.outlook import Facts, Outcome
 from ray_snake.planning.snake import Snake
 from ray_snake.planning.span import Visit
@@ -162,7 +163,7 @@ class Simulator:
         self._running: list[_Running] = []
         self._at_work: set[int] = set()
         self._presence = _Presence(world)
-        self._exchange = _Exchange(world, costs)
+        self._exchange = _Exchange(world, costs, carried=carried_sets(config.training))
         # Lists, as elements of arrays are slow one by one.
         self._paces: list[float] = world.pace.tolist()
         self._latencies: list[float] = world.latency_seconds.tolist()
@@ -295,10 +296,17 @@ class Simulator:
 
 
 class _Exchange:
-    """Which version of each block each node has, and what pulling the others takes."""
+    """Which version of each block each node has, and what pulling the others takes.
 
-    def __init__(self, world: World, costs: tuple[BlockCost, ...]) -> None:
-        self._bytes = np.array([one.weight_bytes for one in costs], dtype=np.float64)
+    Args:
+        world: The nodes.
+        costs: What each block costs.
+        carried: Numbers of an optimizer's state that travel with each weight.
+    """
+
+    def __init__(self, world: World, costs: tuple[BlockCost, ...], *, carried: int) -> None:
+        self._first_bytes = np.array([one.weight_bytes for one in costs], dtype=np.float64)
+        self._bytes = self._first_bytes * (1 + carried)
         self._base_bytes = world.base_bytes
         self._rates: list[float] = world.bytes_per_second.tolist()
         self._versions = np.zeros(len(costs), dtype=np.int64)
@@ -322,7 +330,8 @@ class _Exchange:
         node = visit.node
         held = self._held[node]
         bases = self._base_bytes if held[0] < 0 else 0
-        pulled = int(np.add.reduce(self._bytes[held != self._versions]))
+        sizes = np.where(self._versions > 0, self._bytes, self._first_bytes)
+        pulled = int(np.add.reduce(sizes[held != self._versions]))
         held[:] = self._versions
         began, self._last_begin = self._last_begin, now
         self._fresh = [one for one in self._fresh if one[0] > began]

@@ -17,6 +17,7 @@ LANGUAGE = ("decoder", {"vocabulary": 600, "width": 96, "layers": 4, "tied": Tru
 PICTURES = ("vgg11", {"width": 0.25, "norm": "batch"})
 WIDE = ("decoder", {"vocabulary": 4096, "width": 96, "layers": 4, "tied": True})
 WIDE_UNTIED = ("decoder", {**WIDE[1], "tied": False})
+HEAVY = ("decoder", {"vocabulary": 100, "width": 256, "layers": 4})
 BATCHES = {"decoder": 4, "vgg11": 32}
 
 
@@ -47,7 +48,7 @@ def ratio(network, array_samples, trained, *, distillation=0.0, teacher="logits"
         Visit(number=1, trip=1, node=0, span=Span(trained[0], trained[0] + 1), trained=trained),
         costs,
         rows=len(samples),
-        steps=4,
+        steps=settings.steps,
         training=settings,
         loss=loss,
     ).private_bytes
@@ -117,6 +118,17 @@ def test_a_visit_to_a_network_of_pictures_takes_about_what_is_predicted(
     assert 0.85 < ratio(PICTURES, array_samples, trained, **training) < 1.25
 
 
+@pytest.mark.parametrize(
+    ("network", "trained"), [(PICTURES, (7, 9)), (PICTURES, (9,)), (LANGUAGE, (5,))]
+)
+@pytest.mark.parametrize("training", [{}, {"micro_batch": 2}, {"residency": "stream"}])
+def test_a_prefix_that_computes_in_each_step_takes_about_what_is_predicted(
+    array_samples, network, trained, training
+):
+    # A single pass over the shard: nothing is kept of it.
+    assert 0.85 < ratio(network, array_samples, trained, steps=2, **training) < 1.3
+
+
 @pytest.mark.parametrize("teacher", ["logits", "top_k", "last_hidden"])
 @pytest.mark.parametrize("residency", ["resident", "stream"])
 def test_a_teacher_takes_about_what_is_predicted(array_samples, teacher, residency):
@@ -124,6 +136,14 @@ def test_a_teacher_takes_about_what_is_predicted(array_samples, teacher, residen
         LANGUAGE, array_samples, (2, 5), distillation=0.5, teacher=teacher, residency=residency
     )
     assert 0.85 < found < 1.3
+
+
+@pytest.mark.parametrize("trained", [(0, 5), (1, 5), (3,)])
+@pytest.mark.parametrize("suffix", ["eager", "recompute", "lean"])
+def test_casts_of_weights_are_predicted(array_samples, trained, suffix):
+    """Weights are most of it; of activations twice what they take in half precision is."""
+    training = {"precision": "bf16", "micro_batch": 1, "suffix": suffix}
+    assert 0.85 < ratio(HEAVY, array_samples, trained, **training) < 2
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])

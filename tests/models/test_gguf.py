@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import torch
+from gguf import RopeScalingType
 from gguf_files import TOKENS, tiny_llama, write_gguf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -14,9 +15,9 @@ from ray_snake.models.registry import build_model
 ROWS = torch.tensor([[1, 70, 90, 71, 20, 99], [5, 5, 60, 80, 80, 2]])
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_what_is_not_quantised_is_the_same_model(tmp_path, tied):
-    model = tiny_llama(tied=tied)
+@pytest.mark.parametrize(("tied", "scaled"), [(True, 1.0), (False, 1.0), (True, 4.0)])
+def test_what_is_not_quantised_is_the_same_model(tmp_path, tied, scaled):
+    model = tiny_llama(tied=tied, scaled=scaled)
     convert(write_gguf(tmp_path / "tiny.gguf", model), tmp_path / "made")
 
     made = AutoModelForCausalLM.from_pretrained(tmp_path / "made")
@@ -57,6 +58,21 @@ def test_another_architecture_is_refused(tmp_path):
     path = write_gguf(tmp_path / "tiny.gguf", tiny_llama(), architecture="mamba")
     with pytest.raises(ModelError, match=r"tiny\.gguf: holds a model of the kind 'mamba'; give"):
         convert(path, tmp_path / "made")
+
+
+@pytest.mark.parametrize(
+    ("more", "problem"),
+    [
+        (("add_rope_scaling_type", RopeScalingType.YARN), r"positions scaled by 'yarn', and none"),
+        (("add_rope_dimension_count", 4), r"llama\.rope\.dimension_count 4, where .* 8 wide"),
+        (("add_key_length", 16), r"llama\.attention\.key_length 16, where its heads are 8 wide"),
+    ],
+)
+def test_queries_that_would_turn_in_another_way_are_refused(tmp_path, more, problem):
+    path = write_gguf(tmp_path / "tiny.gguf", tiny_llama(), more=[more])
+    with pytest.raises(ModelError, match=problem):
+        convert(path, tmp_path / "made")
+    assert not (tmp_path / "made").exists()
 
 
 def test_a_weight_of_unknown_meaning_is_refused(tmp_path):

@@ -1,9 +1,16 @@
 """A run's first trips as they would go."""
 
 import numpy as np
+import pytest
 from torch import nn
 
-from ray_snake.config import BaselineConfig, LossConfig, SnakeConfig, SnakeSection
+from ray_snake.config import (
+    BaselineConfig,
+    LossConfig,
+    SnakeConfig,
+    SnakeSection,
+    TrainingConfig,
+)
 from ray_snake.data import ShardSource
 from ray_snake.engine.stack import BlockStack
 from ray_snake.runtime.forecast import forecast
@@ -45,6 +52,21 @@ def test_whole_trips_that_recur_are_listed_and_pull_the_whole_model():
     # From the second visit of a whole trip on, all blocks are news, and so in the trip after it.
     assert [one.bytes_pulled for one in found.visits[4:6]] == [sum(sizes)] * 2
     assert [one.bytes_pulled for one in found.visits[6:]] == [0, sum(sizes), sum(sizes)]
+
+
+@pytest.mark.parametrize(("optimizer", "kept"), [("adamw", 2), ("sgd", 1)])
+def test_what_an_optimizer_left_comes_with_a_block(optimizer, kept):
+    training = TrainingConfig(optimizer=optimizer, momentum=0.9, optimizer_state="carry")
+    stack, found = predict(sections={"training": training}, train_last=False)
+    sizes = stack.block_bytes()
+    first, second = found.visits[:2]
+    assert first.bytes_pulled == sum(sizes)
+    assert second.bytes_pulled == sum(sizes) + kept * sizes[0]
+
+
+def test_every_node_pulls_the_mean_of_a_round():
+    stack, found = predict(trips=3, sections={"strategy": "fedavg"})
+    assert [one.bytes_pulled for one in found.visits] == [sum(stack.block_bytes())] * 9
 
 
 def test_visits_to_larger_shards_take_longer():

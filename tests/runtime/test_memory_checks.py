@@ -2,14 +2,19 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from fakes import make_config
 
-from ray_snake.data import ShardSource
+from ray_snake.config import SnakeConfig
+from ray_snake.data import ShardSource, make_table
 from ray_snake.errors import ConfigError
 from ray_snake.planning.blocks import BlockCost
-from ray_snake.runtime.memory_checks import fit_nodes, has_limits
+from ray_snake.runtime.forecast import measured_costs
+from ray_snake.runtime.memory_checks import fit_nodes, has_limits, known_costs
 from ray_snake.runtime.messages import NodeSpec
+from ray_snake.runtime.preflight import check_model, check_shards
+from ray_snake.runtime.recipe import Recipe
 
 ROWS = 64
 COSTS = tuple(
@@ -164,3 +169,32 @@ def test_a_run_that_adapts_needs_one_span_that_fits():
         fit_nodes(config(150_000), NODES, heavy)
     fitted = fit_nodes(config(150_000, snake={"adapt": True}), NODES, heavy)
     assert all(one.training is not None for one in fitted)
+
+
+@pytest.mark.parametrize("lengths", [(8, 512), (512, 8)])
+def test_the_longest_rows_stand_for_all_in_whatever_order_nodes_come(lengths):
+    def rows(length):
+        tokens = np.random.default_rng(length).integers(0, 100, (16, length + 1))
+        return make_table(tokens[:, :-1], tokens[:, 1:])
+
+    decoder = {"vocabulary": 100, "width": 32, "layers": 2}
+    settings = SnakeConfig.from_tree(
+        {
+            "model": {"name": "decoder", "options": decoder},
+            "nodes": {"memory_bytes": 2_000_000},
+            "training": {"micro_batch": 16},
+        }
+    )
+    recipe = Recipe(config=settings)
+    sources = [ShardSource(table=rows(length), index=i) for i, length in enumerate(lengths)]
+    stack = check_model(recipe, nodes=2)
+    nodes = check_shards(stack, sources, recipe.named_task())
+
+    def measure(shape, integers, timed):
+        return measured_costs(
+            settings, stack, sample_shape=shape, integer_inputs=integers, timed=timed
+        )
+
+    costs = known_costs(settings, nodes, measure)
+    with pytest.raises(ConfigError, match=r"2000000 .* too few"):
+        fit_nodes(settings, nodes, costs)

@@ -118,3 +118,13 @@ def test_the_model_is_judged_at_the_end_of_rounds_alone(cluster, storage):
     settings = config(evaluation={"last_visits": 6})
     run(make_driver(cluster, settings, storage, evaluates=True).run())
     assert [one.visit for one in Journal(storage).evaluations] == [3, 6, 9]
+
+
+def test_no_visit_of_a_round_is_too_stale_however_many_go_at_once(cluster, storage):
+    """All start from one model, which no result changes before the round is over."""
+    heads = {"heads": NODES, "max_staleness": 1}
+    state = run(make_driver(cluster, config(snake=heads), storage).run())
+    assert isinstance(state, Finished)
+    visits = Journal(storage).visits
+    assert all(one.accepted for one in visits)
+    assert {one.staleness for one in visits} == {0}

@@ -11,7 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_snake.config import AdaptationConfig, LossConfig, SnakeConfig, SnakeSection
+from ray_snake.config import (
+    AdaptationConfig,
+    LossConfig,
+    SnakeConfig,
+    SnakeSection,
+    TrainingConfig,
+)
 from ray_snake.errors import DataError, RunError
 from ray_snake.planning.cost import BlockCost
 from ray_snake.planning.strategy import make_strategy
@@ -80,6 +86,15 @@ def test_bytes_are_those_that_a_node_lacks():
     found = simulate(config(trips=2), world(nodes=4))
     second = found.trips[1].bytes
     assert second == 3 * 2 * BYTES + 3 * 2 * BYTES
+
+
+def test_an_optimizers_state_moves_with_the_blocks_that_have_one():
+    training = TrainingConfig(momentum=0.9, optimizer_state="carry")
+    settings = config(trips=2).model_copy(update={"training": training})
+    found = simulate(settings, world(nodes=4))
+    # What nobody has trained yet has none; of the span, all nodes but the first find one.
+    assert found.trips[0].bytes == 4 * BLOCKS * BYTES + 3 * 2 * BYTES
+    assert found.trips[1].bytes == 2 * (3 * 2 * BYTES + 3 * 2 * BYTES)
 
 
 def test_trips_with_the_whole_model_send_the_whole_model():

@@ -332,8 +332,8 @@ class MemoryModel:
         stop = len(self._blocks) if self._teacher else self._first
         whole = self._blocks[:stop]
         head = whole.pop() if self._teacher and self._pieces(size) else None
-        # Where blocks come and go: what each makes of all rows, and what it makes that of (the first
-        # one: of the shard).
+        # Where blocks come and go: what each makes of all rows, and what it makes that of. The
+        # first one makes it of the shard.
         kept_set = self._held(kept * self._widest_bytes) if self._streams else 0.0
         most = max(
             (

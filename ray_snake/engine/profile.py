@@ -310,7 +310,9 @@ class _Largest:
     def see(self, layer: nn.Module, inputs: object, output: Tensor) -> None:
         del inputs
         self.output_bytes = max(self.output_bytes, _bytes(output))
-        self.weight_bytes = max(self.weight_bytes, _bytes(layer.get_parameter("weight")))
+        # A parametrized one is no parameter.
+        if isinstance(layer.weight, Tensor):
+            self.weight_bytes = max(self.weight_bytes, _bytes(layer.weight))
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from itertools import pairwise
 
+import pytest
 import torch
 from torch import nn
 
@@ -83,6 +84,17 @@ def test_a_lean_block_with_a_group_norm_keeps_its_input_if_that_is_less_and_runs
     _, costs, _ = profile(convolutions(nn.GroupNorm(2, 4)), (1, 8, 8))
     assert costs[0].lean_bytes == 4 * 64
     assert costs[0].lean_flops == costs[0].forward_flops
+
+
+def test_the_largest_convolution_of_a_block_is_known():
+    wide, narrow = nn.Conv2d(1, 6, 3, padding=1), nn.Conv2d(6, 4, 5, padding=2)
+    _, costs, _ = profile(
+        lambda: nn.Sequential(nn.Sequential(wide, nn.ReLU(), narrow), nn.Linear(8, 2)),
+        (1, 8, 8),
+    )
+    assert costs[0].convolved_bytes == 6 * 64 * 4
+    assert costs[0].convolution_bytes == 4 * 6 * 25 * 4
+    assert costs[1].convolved_bytes == costs[1].convolution_bytes == 0
 
 
 class Counting(nn.Linear):

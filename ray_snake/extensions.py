@@ -9,11 +9,15 @@ from __future__ import annotations
 import difflib
 import importlib
 import operator
-from collections.abc import Mapping
+import traceback
+from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
-from ray_snake.errors import ConfigError
+from ray_snake.errors import ConfigError, SnakeError
+
+Answer = TypeVar("Answer")
 
 Kind = Literal["strategy", "order", "loss"]
 
@@ -59,7 +63,7 @@ def find(kind: Kind, name: str) -> Any:  # noqa: ANN401 - whatever the user regi
     path = _path(kind, name)
     module_name, _, attribute = path.partition(":")
     try:
-        return operator.attrgetter(attribute)(importlib.import_module(module_name))
+        module = importlib.import_module(module_name)
     except Exception as error:
         # A user's module may raise anything when it is imported.
         raise ConfigError(
@@ -67,6 +71,45 @@ def find(kind: Kind, name: str) -> Any:  # noqa: ANN401 - whatever the user regi
             f"{name!r} can't be imported ({type(error).__name__}: {error})",
             "install it, or put its folder on PYTHONPATH, here and on every machine of the cluster",
         ) from None
+    try:
+        return operator.attrgetter(attribute)(module)
+    except AttributeError:
+        nearest = difflib.get_close_matches(attribute, dir(module), n=1)
+        hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+        raise ConfigError(
+            KEYS[kind],
+            f"module {module_name!r} has no {attribute!r}",
+            f"{hint}name something in that module",
+        ) from None
+
+
+def ask(kind: Kind, own: type[object], call: Callable[..., Answer], *arguments: Any) -> Answer:  # noqa: ANN401 - whatever `call` takes
+    """Call what a user's class has to answer; of what it raises say which class did, and where.
+
+    Args:
+        kind: What it is registered as.
+        own: The class; where it is this project's, errors come as they are.
+        call: Its method, or itself.
+        arguments: What to call that with.
+
+    Raises:
+        ConfigError: If it raised anything.
+    """
+    try:
+        return call(*arguments)
+    except SnakeError:
+        raise
+    except Exception as error:
+        if own.__module__.startswith("ray_snake."):
+            raise
+        *_, last = traceback.extract_tb(error.__traceback__)
+        place = f"{Path(last.filename).name}, line {last.lineno}"
+        raise ConfigError(
+            KEYS[kind],
+            f"{own.__module__}:{own.__qualname__} raised {type(error).__name__}: "
+            f"{' '.join(str(error).split())[:160]} ({place})",
+            "correct it",
+        ) from error
 
 
 def _path(kind: Kind, name: str) -> str:

@@ -135,7 +135,8 @@ class SnakeTrainer:
         storage: Folder or URI of runs; none: the settings' `storage.uri`.
         name: The run's name; none: `stem`, numbered where that is taken.
         stem: What an unnamed run is called after.
-        resume: Go on with an interrupted run.
+        resume: Go on with an interrupted run. One that still goes on is taken over: its driver
+            ends.
         address: Ray cluster to use; none: the one already joined, else an embedded one.
         progress: Show live progress on standard error.
         on_event: Told everything that happens, in order.

@@ -48,15 +48,11 @@ def folder(tmp_path):
     return tmp_path
 
 
-def train(folder, *settings):
+def call(folder, *arguments):
     token = folder / "token"
     token.write_text("0" * 64)
-    done = subprocess.run(
-        [
-            *(sys.executable, "-c", "from ray_snake.cli.main import main; main()"),
-            *("train", "config.toml", "--json"),
-            *(word for one in settings for word in ("--set", one)),
-        ],
+    return subprocess.run(
+        [sys.executable, "-c", "from ray_snake.cli.main import main; main()", *arguments],
         cwd=folder,
         env={
             **os.environ,
@@ -69,6 +65,11 @@ def train(folder, *settings):
         timeout=240,
         check=False,
     )
+
+
+def train(folder, *settings):
+    changed = [word for one in settings for word in ("--set", one)]
+    done = call(folder, "train", "config.toml", "--json", *changed)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -117,3 +118,58 @@ def test_classes_and_functions_as_objects(raylets, folder, monkeypatch):
     assert "order=BackToFront" in SNIPPETS["calls"]
     recorded = json.loads(Storage(own.run).read("run.json"))
     assert "HeadFirst" in json.dumps(recorded)
+
+
+BROKEN = """
+import ray_snake
+
+class Unfinished(ray_snake.Strategy):
+    pass
+
+class Raises(ray_snake.Strategy):
+    def plan(self, number, trip, node):
+        raise KeyError("x")
+
+class ForgetsToReturn(ray_snake.Strategy):
+    def plan(self, number, trip, node):
+        self.whole(number, trip, node)
+
+class Divides(ray_snake.Order):
+    def choose(self, turn, least_trained):
+        return 1 // 0
+
+class Elsewhere(ray_snake.Order):
+    def choose(self, turn, least_trained):
+        return 99
+
+def of_one(outputs):
+    return outputs.mean()
+
+def of_each(outputs, labels):
+    return outputs
+"""
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("strategy=broken:Unfinished", "strategy: broken:Unfinished raised TypeError: Can't inst"),
+        ("strategy=broken:Raises", "broken:Raises raised KeyError: 'x' (broken.py, line 9)"),
+        ("strategy=broken:ForgetsToReturn", "broken:ForgetsToReturn.plan returned None; return a"),
+        ("strategy=broken:Raise", "module 'broken' has no 'Raise'; did you mean 'Raises'? name"),
+        ("snake.order=broken:Divides", "snake.order: broken:Divides raised ZeroDivisionError"),
+        ("snake.order=broken:Elsewhere", "broken:Elsewhere chose 99, and the spans that coverage"),
+        ("loss.name=broken:of_one", "loss.name: broken:of_one can't compare outputs (2, 10) with"),
+        ("loss.name=broken:of_each", "loss.name: broken:of_each can't compare outputs (2, 10)"),
+        ("loss.name=broken:ray_snake", "loss.name: "),
+    ],
+)
+@pytest.mark.parametrize("command", ["plan", "train"])
+def test_what_is_broken_is_named_in_one_line_before_anything_starts(folder, command, setting, said):
+    (folder / "broken.py").write_text(BROKEN)
+    done = call(folder, command, "config.toml", "--set", setting)
+    assert done.returncode == 2, done.stderr
+    *progress, line = done.stderr.strip().splitlines()
+    assert said in line
+    assert not any("Traceback" in one or "File" in one for one in progress)
+    assert not (folder / "runs").exists()

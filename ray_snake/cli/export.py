@@ -23,7 +23,10 @@ from ray_snake.errors import ConfigError
     help="safetensors, a state dict for torch.load, or a folder for transformers.",
 )
 @click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="File, or folder, to write."
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="File to write or replace, or new folder.",
 )
 def export(run: str, form: str, out: Path) -> None:
     """Write the weights of RUN, a run's folder or URI, under the network's own names."""

@@ -38,13 +38,17 @@ def check_new(option: str, path: Path, kind: str = "file") -> None:
     Raises:
         StorageError: If it can't.
     """
-    problem = ""
-    if not path.parent.is_dir() or (path.is_dir() if kind == "file" else path.exists()):
-        problem = f"is no new {kind} in a folder that exists"
+    problem, remedy = "", f"name a new {kind}"
+    if not path.parent.is_dir():
+        problem, remedy = f"is in no folder: {path.parent} is not there", "make that folder first"
+    elif kind == "file" and path.is_dir():
+        problem, remedy = "is a folder", "name a file"
+    elif kind == "folder" and path.exists():
+        problem = "is there already"
     else:
         try:
             tempfile.TemporaryFile(dir=path.parent).close()
         except OSError as error:
             problem = f"can't be written ({error.strerror})"
     if problem:
-        raise StorageError(f"{option} {path}", problem, f"name a new {kind}")
+        raise StorageError(f"{option} {path}", problem, remedy)

@@ -21,7 +21,11 @@ from ray_snake.telemetry.format import format_bytes, format_seconds
 @set_option
 @click.option("--storage", metavar="URI", help="Folder of runs, in place of storage.uri.")
 @click.option("--name", help="The run's name; by default after the settings file.")
-@click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on with an interrupted run. One that still goes on is taken over: its driver ends.",
+)
 @click.option("--address", metavar="ADDR", help="A Ray cluster; by default an embedded one.")
 @json_option
 def train(

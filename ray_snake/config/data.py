@@ -25,8 +25,8 @@ class ModelConfig(Section):
     name: str = Field(
         default="cnn",
         description="A registered model (mlp, cnn, vgg11, resnet18, decoder), `huggingface` for "
-        "one of transformers, or `package.module:function` that returns a torch module, an "
-        "`nn.Sequential`, or a list of blocks.",
+        "one of transformers, or `package.module:function` that returns an `nn.Sequential` "
+        "or a list of blocks, each feeding the next.",
     )
     options: dict[str, Any] = Field(
         default_factory=dict,

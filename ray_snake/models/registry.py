@@ -246,8 +246,8 @@ def _check_result(name: str, model: object) -> nn.Module | list[nn.Module]:
             return blocks
     raise ModelError(
         "model.name",
-        f"{name} returned {type(model).__name__}, not a torch module or a list of them",
-        "return an nn.Module, an nn.Sequential of blocks, or a list of blocks",
+        f"{name} returned {type(model).__name__}, not a list of torch modules",
+        "return an nn.Sequential of blocks, or a list of blocks",
     )
 
 

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from ray_snake.config import SnakeConfig
 from ray_snake.errors import ConfigError
+from ray_snake.extensions import ask
 from ray_snake.planning.adaptation import Adaptation, Choice
 from ray_snake.planning.coverage import Coverage
 from ray_snake.planning.order import Order, Turn, find_order
@@ -236,9 +237,16 @@ class Snake(Strategy):
         before = self._whole_trips(trip)
         visits_before = sum(self._trips.visits_of(one) for one in before if one < trip)
         turn = Turn(number=number - visits_before, trip=trip - len(before), node=node)
-        place = self._order.choose(
-            turn, self._proposed_to.least_trained(node, self._order.stay - 1)
-        )
+        open_to = self._proposed_to.least_trained(node, self._order.stay - 1)
+        order = type(self._order)
+        place: int = ask("order", order, self._order.choose, turn, open_to)
+        if place not in open_to:
+            raise ConfigError(
+                "snake.order",
+                f"{order.__module__}:{order.__qualname__} chose {place!r}, and the spans that "
+                f"coverage leaves open are {', '.join(map(str, open_to))}",
+                "return one of least_trained",
+            )
         self._proposal = (number, trip, node), place
         return place
 

@@ -83,7 +83,7 @@ def chosen_spans(blocks: int, chosen: Sequence[Sequence[int]]) -> tuple[Span, ..
     """Return the stretch of the network that each list of block numbers lies in.
 
     Raises:
-        ConfigError: If there is no such block, or two lists are the same.
+        ConfigError: If there is no such block, one names a block twice, or two are the same.
     """
     for one in chosen:
         wrong = [block for block in one if block >= blocks]
@@ -92,6 +92,10 @@ def chosen_spans(blocks: int, chosen: Sequence[Sequence[int]]) -> tuple[Span, ..
                 "snake.spans",
                 f"there is no block {wrong[0]} in a network of {blocks}",
                 f"use numbers from 0 to {blocks - 1}",
+            )
+        if len(set(one)) < len(one):
+            raise ConfigError(
+                "snake.spans", f"{list(one)} names a block twice", "name each block of a span once"
             )
         twins = [other for other in chosen if set(other) == set(one)]
         if len(twins) > 1:

@@ -6,6 +6,7 @@ visits; the driver carries them out. The same settings give the same visits.
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
@@ -13,7 +14,7 @@ from typing import ClassVar
 
 from ray_snake.config import SnakeConfig, TrainingConfig
 from ray_snake.errors import ConfigError
-from ray_snake.extensions import find
+from ray_snake.extensions import ask, find
 from ray_snake.planning.order import forth_and_back
 from ray_snake.planning.outlook import Facts, Outcome, Outlook
 from ray_snake.planning.span import Span, Visit
@@ -261,7 +262,7 @@ class Strategy(ABC):
         for trip, node in self._trips.left or self._trips.following():
             if node in busy:
                 continue
-            visit = self.plan(self._handed_out + 1, trip, node)
+            visit = self._planned(trip, node)
             if not running or all(_may_go_on_together(visit, one) for one in running):
                 found.append(visit)
                 if self.is_due(visit):
@@ -272,6 +273,16 @@ class Strategy(ABC):
                 break
         # Better a visit that is not due than a head without one.
         return found[0] if found else None
+
+    def _planned(self, trip: int, node: int) -> Visit:
+        visit: object = ask("strategy", type(self), self.plan, self._handed_out + 1, trip, node)
+        if not isinstance(visit, Visit):
+            raise ConfigError(
+                "strategy",
+                f"{type(self).__module__}:{type(self).__qualname__}.plan returned {visit!r}",
+                "return a ray_snake.Visit",
+            )
+        return visit
 
     def adopt(self, visit: Visit) -> None:
         """Take a visit as handed out that was so before: see `next`."""
@@ -378,7 +389,9 @@ def make_strategy(
             f"{config.strategy!r} averages them",
             'set it to "reset"',
         )
-    strategy = chosen(config, nodes=nodes, blocks=blocks)
+    strategy: Strategy = ask(
+        "strategy", chosen, functools.partial(chosen, config, nodes=nodes, blocks=blocks)
+    )
     _check_heads(strategy)
     _check_mean(strategy)
     return strategy

@@ -75,11 +75,20 @@ def _try_loss(task: TaskLoss, shape: tuple[int, ...], facts: ShardFacts, name: s
     kind = torch.int64 if facts.integer_labels else torch.float32
     # One position tells as much as a whole text, whose scores may be large.
     outputs, labels = ((1, shape[-1]), (1,)) if facts.token_labels else (shape, facts.label_shape)
+    scores = torch.zeros((2, *outputs), requires_grad=True)
     try:
-        scores = torch.zeros((2, *outputs), requires_grad=True)
         torch.autograd.backward(task(scores, torch.zeros((2, *labels), dtype=kind)))
     except Exception as error:
         # It may be one that a user has registered, which raises anything.
+        own = f"{getattr(task, '__module__', '')}:{getattr(task, '__qualname__', repr(task))}"
+        if not own.startswith("ray_snake."):
+            raise ConfigError(
+                "loss.name",
+                f"{own} can't compare outputs {tuple(scores.shape)} with labels of {name}, "
+                f"{str(kind).removeprefix('torch.')} {(2, *labels)}: {type(error).__name__}: "
+                f"{' '.join(str(error).split())[:160]}",
+                "give a function of outputs and labels that returns one number, or other labels",
+            ) from None
         raise DataError(
             name,
             f"labels ({str(kind).removeprefix('torch.')} of shape {facts.label_shape}) and the "

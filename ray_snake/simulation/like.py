@@ -12,8 +12,8 @@ from ray_snake.errors import DataError
 from ray_snake.planning.cost import BlockCost
 from ray_snake.planning.outlook import Facts, Outlook
 from ray_snake.runtime.journal import StartRecord, VisitRecord, read_records
+from ray_snake.runtime.run_folder import RunFolder
 from ray_snake.simulation.world import World
-from ray_snake.storage import Storage
 
 
 def world_like(
@@ -30,9 +30,10 @@ def world_like(
         trips: The first trips to look at; none: all.
 
     Raises:
-        DataError: If the run measured no costs, or is of other nodes.
+        StorageError: If there is no run.
+        DataError: If it measured no costs, or is of other nodes.
     """
-    records = read_records(Storage(run))
+    records = read_records(RunFolder.open(run).storage)
     costs = next((one.costs for one in records if isinstance(one, StartRecord)), ())
     visits = [one for one in records if isinstance(one, VisitRecord)]
     if not costs or not visits:

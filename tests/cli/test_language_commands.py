@@ -121,4 +121,4 @@ def test_a_folder_that_is_there_is_not_written_to(language):
     workplace, _, _ = language
     refused = workplace.call_forked("export", "runs/language", "--format", "hf", "--out", "tiny")
     assert refused.returncode == 2
-    assert "is no new folder in a folder that exists; name a new folder" in refused.stderr
+    assert "--out tiny: is there already; name a new folder" in refused.stderr

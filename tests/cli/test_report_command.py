@@ -41,7 +41,11 @@ def test_a_page_that_is_there_is_replaced(trained):
     ("arguments", "said"),
     [
         (["nowhere", "--out", "a.html"], "holds no run (there is no run.json)"),
-        (["runs/digits", "--out", "missing/a.html"], "--out missing/a.html: is no new file"),
+        (
+            ["runs/digits", "--out", "missing/a.html"],
+            "--out missing/a.html: is in no folder: missing",
+        ),
+        (["runs/digits", "--out", "runs"], "--out runs: is a folder; name a file"),
         (["runs/digits"], "Missing option '--out'"),
     ],
 )

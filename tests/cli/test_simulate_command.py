@@ -54,12 +54,15 @@ def test_nodes_pull_the_bases_that_no_file_holds():
         (("--online", "3"), "--online: goes with --offline"),
         (("--online", "0", "--offline", "3"), "--online: 0: no node is ever there"),
         (("--trace", "none.csv"), "none.csv"),
-        (("--like", "runs/none"), "runs/none"),
+        (("--like", "runs/none"), "runs/none: holds no run (there is no run.json)"),
         (("--like", "runs/none", "--nodes", "3"), "--like: says all of the nodes"),
         (("--link", "0"), "--link: leaves a node 0 bytes per second; use numbers above 0"),
-        (("--plot", "none/trips.png"), "--plot none/trips.png: is no new file in a folder that"),
+        (
+            ("--plot", "none/trips.png"),
+            "--plot none/trips.png: is in no folder: none is not there; make that",
+        ),
         (("--plot", "trips.xyz"), "--plot trips.xyz: ends in '.xyz', which is no kind of picture"),
-        (("--out", "none/trips.parquet"), "--out none/trips.parquet: is no new file in a folder"),
+        (("--out", "none/trips.parquet"), "--out none/trips.parquet: is in no folder: none is"),
     ],
 )
 def test_what_can_not_be_simulated_is_refused_in_one_line(workplace, options, words):

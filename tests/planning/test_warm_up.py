@@ -202,6 +202,7 @@ def test_every_node_trains_named_spans_equally_often(spans):
     ("spans", "message"),
     [
         ([[0], [6]], "there is no block 6 in a network of 6; use numbers from 0 to 5"),
+        ([[0, 0], [1]], "[0, 0] names a block twice; name each block of a span once"),
         ([[0, 1], [1, 0]], "[0, 1] stands there twice; keep one of them"),
     ],
 )

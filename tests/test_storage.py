@@ -16,8 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 from moto.server import ThreadedMotoServer
 
+from ray_snake.config import SnakeConfig
 from ray_snake.data import NodeDataset, ShardSource, make_table, write_shard
-from ray_snake.errors import DataError, StorageError
+from ray_snake.errors import DataError, SnakeError, StorageError
+from ray_snake.layers.files import BlockFiles
+from ray_snake.runtime.run_folder import RunFolder, choose_run
 from ray_snake.storage import Storage, open_file, split_uri
 
 BUCKET = "snake-bucket"
@@ -269,6 +272,33 @@ def test_credentials_never_show(s3_client):
     for text in (str(caught.value), repr(caught.value), repr(storage), storage.shown_uri):
         assert "hunter2secret" not in text
         assert "AKIAEXAMPLE" not in text
+
+
+def test_nor_do_they_where_a_run_is_asked_for(s3_client, s3_server):
+    endpoint = quote(s3_server, safe="")
+    uri = f"s3://AKIAEXAMPLE:hunter2secret@{BUCKET}/runs?scheme=http&endpoint_override={endpoint}"
+    storage = Storage(uri)
+    config = SnakeConfig()
+    RunFolder.create(storage.child("here"), config, ("a",), custom_model=False)
+    files = BlockFiles(storage.child("here"))
+
+    def again():
+        choose_run(storage, "digits", "here", resume=False)
+
+    for ask in (
+        lambda: choose_run(storage, "digits", "nowhere", resume=True),
+        lambda: choose_run(storage, "digits", None, resume=True),
+        again,
+        lambda: RunFolder.open(storage.child("nowhere").uri),
+        lambda: RunFolder.open(storage.child("here").uri).states(),
+        lambda: RunFolder.open(storage.child("here").uri).check_resumable(config, ("b",), dict),
+        lambda: files.read(0, 1),
+    ):
+        with pytest.raises(SnakeError) as caught:
+            ask()
+        for text in (str(caught.value), repr(caught.value)):
+            assert "hunter2secret" not in text
+            assert "AKIAEXAMPLE" not in text
 
 
 def test_a_secret_key_with_a_slash_is_refused_without_showing_it():

@@ -14,6 +14,7 @@ from ray_snake import __version__
 from ray_snake.cli.options import json_option, set_option
 from ray_snake.config import SnakeConfig
 from ray_snake.errors import ConfigError
+from ray_snake.storage import Storage
 
 STOPPED = 130
 
@@ -77,10 +78,9 @@ def submit(
     arguments = ["train", inside, "--storage", uri, "--name", run]
     arguments += ["--resume"] if resume else []
     arguments += [word for one in settings for word in ("--set", one)]
-    jobs.submit(
-        arguments, job=job, run=f"{uri.rstrip('/')}/{run}", runtime_env=environment, by=__version__
-    )
-    click.echo(f"job {job}, run {uri.rstrip('/')}/{run}", err=True)
+    folder = Storage(uri).child(run)
+    jobs.submit(arguments, job=job, run=folder.uri, runtime_env=environment, by=__version__)
+    click.echo(f"job {job}, run {folder.shown_uri}", err=True)
     if not follow:
         click.echo(
             f"ray-snake status {job} --address {address}\n"
@@ -88,7 +88,7 @@ def submit(
             err=True,
         )
         if as_json:
-            click.echo(json.dumps({"job": job, "run": f"{uri.rstrip('/')}/{run}"}))
+            click.echo(json.dumps({"job": job, "run": folder.uri}))
         return
     ended = jobs.follow(job, lambda text: click.echo(text, nl=False, err=as_json))
     if as_json:

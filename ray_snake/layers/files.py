@@ -58,12 +58,13 @@ class BlockFiles:
             state = decode(self._storage.read(name), block=block, version=version)
         except (StorageError, SafetensorError) as error:
             raise CheckpointError(
-                f"{name} of {self._storage.uri} can't be read ({error})",
+                f"{name} of {self._storage.shown_uri} can't be read ({error})",
                 "restore that file from a copy, or start the run anew",
             ) from None
         if checksum is not None and state.checksum() != checksum:
             raise CheckpointError(
-                f"{name} of {self._storage.uri} does not have its journal's checksum {checksum}",
+                f"{name} of {self._storage.shown_uri} does not have its journal's checksum "
+                f"{checksum}",
                 "restore that file from a copy, or start the run anew",
             )
         return state

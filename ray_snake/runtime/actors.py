@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import ray
 from ray.exceptions import RayTaskError
 
+from ray_snake.config import SnakeConfig
 from ray_snake.data import ShardSource
 from ray_snake.errors import SnakeError, first_line
 from ray_snake.layers.state import Array, BlockDelta, LayerState
@@ -38,19 +39,30 @@ AnyActor: TypeAlias = Any
 AnyRef: TypeAlias = "ray.ObjectRef[Any]"
 BlockRef: TypeAlias = "ray.ObjectRef[LayerState | BlockDelta]"
 
-PULL_TIMEOUT_SECONDS = 600.0
+ENGINE_SECONDS = 3600.0
+"""The least time that storing and judging have."""
 GIVES_BACK_BYTES = 2**26
 """What an allocator keeps of visits to a smaller network is not worth the time to give it back."""
 
 
-def pull(refs: Sequence[AnyRef]) -> list[Any]:
-    """Return what some refs lead to: views of this machine's object store, read-only."""
-    return ray.get(list(refs), timeout=PULL_TIMEOUT_SECONDS)
+def pull(refs: Sequence[AnyRef], seconds: float) -> list[Any]:
+    """Return what some refs lead to: views of this machine's object store, read-only.
+
+    Args:
+        refs: The refs.
+        seconds: How long that may take, as whoever waits for it does: a link may be slow.
+    """
+    return ray.get(list(refs), timeout=seconds)
 
 
 def _one_object_each(states: Sequence[LayerState]) -> tuple[LayerState, ...] | LayerState:
     """Return what Ray makes one object of each of; of a single one, it takes the value itself."""
     return states[0] if len(states) == 1 else tuple(states)
+
+
+def engine_seconds(config: SnakeConfig) -> float:
+    """Return how long the engine may take for anything that is asked of it."""
+    return max(ENGINE_SECONDS, config.failures.visit_timeout_seconds)
 
 
 @contextlib.contextmanager
@@ -86,6 +98,7 @@ class SnakeNode:
     def __init__(self, specs: Mapping[int, NodeSpec], recipe: Recipe) -> None:
         self._specs = dict(specs)
         self._recipe = recipe
+        self._pull_seconds = recipe.config.failures.visit_timeout_seconds
 
     def open(self) -> tuple[str, dict[int, int], dict[int, str]]:
         """Open every node's shard, and map the bases that are at hand here.
@@ -143,12 +156,16 @@ class SnakeNode:
         # Set before the pull, which may take long: a stop meanwhile is meant for this visit.
         self._control = VisitControl()
         started = time.perf_counter()
-        pulled = pull([one.ref for one in deliveries])
+        pulled = pull([one.ref for one in deliveries], self._pull_seconds)
         seconds = time.perf_counter() - started
         who = f"node {self._specs[node].name} on visit {task.visit.number}"
         with _one_line_leaves(who):
             report, parcels = self._managers[node].visit(
-                task, pulled, seconds, self._control, functools.partial(_connect, server, task)
+                task,
+                pulled,
+                seconds,
+                self._control,
+                functools.partial(_connect, server, self._pull_seconds, task),
             )
         return self._handed_over(report, parcels)
 
@@ -172,7 +189,7 @@ class SnakeNode:
         """
         manager = self._managers[node]
         decoded = []
-        for one in pull([one.ref for one in deliveries]):
+        for one in pull([one.ref for one in deliveries], self._pull_seconds):
             if isinstance(one, BlockDelta):
                 decoded.append(manager.decode(one))
             else:
@@ -201,23 +218,23 @@ class SnakeNode:
         self._managers[node].release(block, version)
 
 
-def _connect(server: AnyActor, task: VisitTask, counts: Array | None) -> Exchange:
+def _connect(server: AnyActor, seconds: float, task: VisitTask, counts: Array | None) -> Exchange:
     """Begin a visit at the split server; return the way to have it step."""
     from ray_snake.runtime.split_server import exchange_through
 
     session = ray.get_runtime_context().get_task_id()
-    _answer_of_server(server.open.remote(session, task, counts))
+    _answer_of_server(server.open.remote(session, task, counts), seconds)
 
     def ask(features: Array, dtype: str, targets: Array) -> tuple[Array, BatchResult]:
         answer: tuple[Array, BatchResult] = _answer_of_server(
-            server.step.remote(session, features, dtype, targets)
+            server.step.remote(session, features, dtype, targets), seconds
         )
         return answer
 
     return exchange_through(ask)
 
 
-def _answer_of_server(ref: AnyRef) -> Any:  # noqa: ANN401 - what the actor's method returns
+def _answer_of_server(ref: AnyRef, seconds: float) -> Any:  # noqa: ANN401 - what the actor's method returns
     """Return what the split server answers, within a node's visit.
 
     Raises:
@@ -225,7 +242,7 @@ def _answer_of_server(ref: AnyRef) -> Any:  # noqa: ANN401 - what the actor's me
         SnakeError: What it raised.
     """
     try:
-        return ray.get(ref, timeout=PULL_TIMEOUT_SECONDS)
+        return ray.get(ref, timeout=seconds)
     except NO_OBJECT as error:
         raise BlocksLostError(f"the split server did not answer ({first_line(error)})") from None
     except RayTaskError as error:
@@ -248,6 +265,7 @@ class SnakeServer:
 
         prepare_process(recipe.config.nodes.threads)
         self._server = SplitServer(recipe, take_device(_own_gpu_share()))
+        self._pull_seconds = recipe.config.failures.visit_timeout_seconds
         self._number = 0
 
     def ping(self) -> None:
@@ -256,7 +274,7 @@ class SnakeServer:
     def open(self, session: str, task: VisitTask, counts: Array | None) -> None:
         """Pull the back and begin a visit; see `SplitServer.open`."""
         try:
-            states = pull([one.ref for one in task.back])
+            states = pull([one.ref for one in task.back], self._pull_seconds)
         except NO_OBJECT as error:
             raise BlocksLostError(
                 f"the split server could not get a block ({first_line(error)})"
@@ -300,6 +318,10 @@ class SnakeEngine:
 
         prepare_process(threads=1)
         self._engine = ProcessEngine(recipe, storage, evaluation, take_device(_own_gpu_share()))
+        self._pull_seconds = engine_seconds(recipe.config)
+
+    def _pull(self, refs: Sequence[AnyRef]) -> list[Any]:
+        return pull(refs, self._pull_seconds)
 
     def ping(self) -> None:
         """Answer, so that a caller knows that the process is up."""
@@ -326,8 +348,8 @@ class SnakeEngine:
             Nothing, then each as it came, as an object held here, then each whole if it came as a
             difference from `bases`.
         """
-        parcels = pull(refs)
-        decoded = self._engine.decode(parcels, pull(bases)) if bases else []
+        parcels = self._pull(refs)
+        decoded = self._engine.decode(parcels, self._pull(bases)) if bases else []
         self._engine.check(decoded or parcels)
         return (None, *parcels, *decoded)
 
@@ -335,25 +357,25 @@ class SnakeEngine:
         self, refs: list[BlockRef], bases: list[BlockRef]
     ) -> tuple[LayerState, ...] | LayerState:
         """Return whole versions of differences from `bases`, one object each."""
-        return _one_object_each(self._engine.decode(pull(refs), pull(bases)))
+        return _one_object_each(self._engine.decode(self._pull(refs), self._pull(bases)))
 
     def average(
         self, version: int, refs: list[list[BlockRef]], weights: list[list[float]]
     ) -> tuple[LayerState, ...] | LayerState:
         """Return the weighted mean of each block's versions, one object each."""
         averages = [
-            self._engine.average(version, pull(of_block), own)
+            self._engine.average(version, self._pull(of_block), own)
             for of_block, own in zip(refs, weights, strict=True)
         ]
         return _one_object_each(averages)
 
     def store(self, refs: list[BlockRef]) -> tuple[BlockRecord, ...]:
         """Write block versions to storage."""
-        return self._engine.store(pull(refs))
+        return self._engine.store(self._pull(refs))
 
     def update_norm(self, refs: list[BlockRef], superseded: list[BlockRef]) -> float:
         """Return the L2 norm of the change from the superseded versions' weights to these."""
-        return self._engine.update_norm(pull(refs), pull(superseded))
+        return self._engine.update_norm(self._pull(refs), self._pull(superseded))
 
     def discard(self, blocks: Sequence[tuple[int, int]]) -> None:
         """Delete superseded (block, version) pairs from storage."""
@@ -362,8 +384,8 @@ class SnakeEngine:
     @ray.method(concurrency_group="judging")
     def evaluate(self, refs: list[BlockRef]) -> EvaluationReport:
         """Judge the model that consists of these blocks."""
-        return self._engine.evaluate(pull(refs))
+        return self._engine.evaluate(self._pull(refs))
 
     def weights_sha256(self, refs: list[BlockRef]) -> str:
         """Return SHA-256 over all blocks (hexadecimal)."""
-        return self._engine.weights_sha256(pull(refs))
+        return self._engine.weights_sha256(self._pull(refs))

@@ -14,6 +14,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from ray_snake.config import NodesConfig, SnakeConfig
 from ray_snake.data import ShardSource
 from ray_snake.errors import ResourceError
+from ray_snake.runtime.gpu_shares import gpus, largest_share, room_for, take
 from ray_snake.runtime.placement import NodeGroup, Request, setting_of
 
 NODE_ID_LABEL = "ray.io/node-id"
@@ -149,7 +150,8 @@ def own_gpus(config: SnakeConfig) -> dict[str, float]:
 def with_gpu_shares(groups: Sequence[NodeGroup], own: Mapping[str, float]) -> list[NodeGroup]:
     """Return the processes with their GPU shares.
 
-    `auto` divides what the cluster has, and others don't ask for, evenly, in hundredths.
+    `auto` divides what the cluster has, and others don't ask for, evenly: whole GPUs of one
+    machine, or hundredths of a single GPU, as Ray gives them, in the largest share that all get.
 
     Args:
         groups: The processes.
@@ -159,10 +161,14 @@ def with_gpu_shares(groups: Sequence[NodeGroup], own: Mapping[str, float]) -> li
     shared = asked.count("auto")
     if not shared:
         return list(groups)
-    free = float(ray.cluster_resources().get("GPU", 0.0))
-    free -= sum(gpus for gpus in asked if gpus != "auto") + sum(own.values())
-    share = max(0.0, free) / shared
-    share = float(int(share)) if share >= 1 else int(share * 100) / 100
+    machines = {one.id: one.resources.get("GPU", 0.0) for one in machines_up()}
+    this = ray.get_runtime_context().get_node_id()
+    gpus_of = [gpus(machines.pop(this, 0.0)), *map(gpus, machines.values())]
+    for amount in own.values():
+        take(amount, gpus_of[:1])
+    for amount in sorted((one for one in asked if one != "auto"), reverse=True):
+        take(amount, gpus_of)
+    share = largest_share(gpus_of, shared)
     return [
         replace(group, request=replace(group.request, gpus=share))
         if group.request.gpus == "auto"
@@ -177,7 +183,7 @@ def check_resources(
     sources: Sequence[ShardSource],
     own: Mapping[str, float],
 ) -> None:
-    """Check that the machines that are up can host all node actors at once.
+    """Check that the machines that are up can host all node actors that ask for the same at once.
 
     And that this one can give the driver's side its GPU shares.
 
@@ -205,7 +211,7 @@ def check_resources(
                 f"use labels that machines have ({', '.join(known) or 'none have any'})",
             )
         for resource, amount in request.amounts.items():
-            room = sum(int(one.resources.get(resource, 0.0) / amount + 1e-9) for one in able)
+            room = sum(room_for(resource, amount, one.resources) for one in able)
             if room < count:
                 key = setting_of(nodes, sources[first], _FIELDS.get(resource, "resources"))
                 have = ", ".join(f"{one.name} {one.resources.get(resource, 0.0):g}" for one in able)

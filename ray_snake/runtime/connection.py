@@ -41,7 +41,8 @@ def connected(address: str | None) -> Iterator[None]:
         quiet["include_dashboard"] = False
     try:
         knock(address)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
+        # A host with an empty part, or too long a one, can't even be asked for.
         raise _no_cluster(address, error) from None
     on_sigterm = signal.getsignal(signal.SIGTERM)
     warm = WarmProcess()

@@ -21,6 +21,7 @@ from ray_snake.runtime.actors import (
     SnakeEngine,
     SnakeNode,
     SnakeServer,
+    engine_seconds,
 )
 from ray_snake.runtime.answers import answer_of
 from ray_snake.runtime.cluster import (
@@ -48,7 +49,6 @@ from ray_snake.storage import Storage
 
 CONTROL_TIMEOUT_SECONDS = 5.0
 ENGINE = "the process engine"
-ENGINE_SECONDS = 3600.0
 """How long the process engine may take at least, such as to judge a large model on many rows."""
 
 
@@ -325,7 +325,7 @@ class RayEngine:
         parts: int,
     ) -> None:
         self._arguments = (recipe, storage, evaluation)
-        self._seconds = max(ENGINE_SECONDS, config.failures.visit_timeout_seconds)
+        self._seconds = engine_seconds(config)
         self._start_seconds = config.nodes.start_timeout_seconds
         self._actor_class = actor_class(
             SnakeEngine,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ray_snake.config import CodecConfig
 from ray_snake.errors import CheckpointError
 from ray_snake.layers.ledger import BlockVersion
+from ray_snake.location import without_secrets
 from ray_snake.planning.anchor import Anchors, make_anchors
 from ray_snake.planning.span import Visit
 from ray_snake.planning.strategy import Strategy
@@ -54,8 +55,8 @@ def replay(
             record.planned_steps,
         ):
             raise CheckpointError(
-                f"visit {record.visit} of the journal of {journal.uri} is not the one that these "
-                "settings plan",
+                f"visit {record.visit} of the journal of {without_secrets(journal.uri)} is not the "
+                "one that these settings plan",
                 "resume with the settings and the version the run was started with",
             )
         if anchors is not None:

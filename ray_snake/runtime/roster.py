@@ -63,6 +63,8 @@ class Roster:
             SnakeError: If this node, or any other before it, could not be started.
         """
         self.raise_failure()
+        # A strategy of a user's own may leave it out of the first trips.
+        self.begin([number])
         started = await asyncio.shield(self._starts[self._group_of[number]])
         return started[number].handle
 

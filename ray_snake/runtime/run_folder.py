@@ -60,7 +60,9 @@ class RunFolder:
         storage = Storage(uri)
         if not storage.exists(SETTINGS):
             raise StorageError(
-                uri, f"holds no run (there is no {SETTINGS})", "give a run's folder or URI"
+                storage.shown_uri,
+                f"holds no run (there is no {SETTINGS})",
+                "give a run's folder or URI",
             )
         return cls(storage)
 
@@ -87,7 +89,7 @@ class RunFolder:
         """
         if self._settings["custom_model"]:
             raise ConfigError(
-                f"run {self.uri}",
+                f"run {self.storage.shown_uri}",
                 "its model is a Python function, which is not stored",
                 "use Result.model() in the program that trained it, or train with "
                 'model.name = "package.module:function"',
@@ -108,7 +110,8 @@ class RunFolder:
         blocks = self.journal().current_blocks()
         if not blocks:
             raise CheckpointError(
-                f"run {self.uri} has stored no weights yet", "train it with --resume first"
+                f"run {self.storage.shown_uri} has stored no weights yet",
+                "train it with --resume first",
             )
         files = BlockFiles(self.storage)
         return [files.read(one.block, one.version, one.checksum) for one in blocks]
@@ -141,7 +144,7 @@ class RunFolder:
             changed.append("the nodes")
         if changed:
             raise ConfigError(
-                f"run {self.uri}",
+                f"run {self.storage.shown_uri}",
                 f"was started with other settings: {', '.join(changed)}",
                 "resume with the same ones, or start a run of another --name",
             )
@@ -158,7 +161,7 @@ class RunFolder:
                 _name_the_norm(settings["settings"]["model"])
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
-                f"{SETTINGS} of {self.uri} can't be read ({error})",
+                f"{SETTINGS} of {self.storage.shown_uri} can't be read ({error})",
                 "restore that file, or use the version of ray_snake that wrote it",
             ) from None
         return settings
@@ -186,13 +189,13 @@ def choose_run(storage: Storage, stem: str, name: str | None, *, resume: bool) -
         if resume and not is_run:
             raise StorageError(
                 f"--name {name}",
-                f"there is no such run in {storage.uri}",
+                f"there is no such run in {storage.shown_uri}",
                 f"choose one of: {', '.join(runs)}" if runs else "leave --resume out to start it",
             )
         if not resume and is_run:
             raise StorageError(
                 f"--name {name}",
-                f"that run exists in {storage.uri}",
+                f"that run exists in {storage.shown_uri}",
                 "add --resume to go on with it, or choose another name",
             )
         return storage.child(name)
@@ -201,7 +204,7 @@ def choose_run(storage: Storage, stem: str, name: str | None, *, resume: bool) -
         if not own:
             raise StorageError(
                 "--resume",
-                f"there is no run {stem!r} in {storage.uri}",
+                f"there is no run {stem!r} in {storage.shown_uri}",
                 "give --name, or leave --resume out to start it",
             )
         return storage.child(max(own, key=lambda one: own[one]))

@@ -262,6 +262,8 @@ class Supply:
             self._ledger.forget(node)
             self._in_use.pop(node, None)
             self._withheld.pop(node, None)
+            # It pulls them once more for the visit that is done again; what crossed has crossed.
+            self._bytes_pulled.pop(node, None)
 
     def left(self, node: int) -> None:
         """Note that a node takes part no more."""

@@ -10,6 +10,7 @@ import ray
 from scenarios import NODES, fit, kill, on_visit, pid_of, with_sections
 
 from ray_snake.errors import RunError, StorageError
+from ray_snake.runtime import actors as runtime_actors
 from ray_snake.runtime import driver_actor, launch
 from ray_snake.runtime.events import NodeLost, Recovering, RunStarted
 from ray_snake.runtime.handles import ProcessLostError
@@ -64,7 +65,7 @@ def test_an_engine_that_does_not_answer_is_replaced(raylets, tmp_path):
             await engine.start()
         finally:
             kill(stopped)
-        engine._seconds = launch.ENGINE_SECONDS
+        engine._seconds = runtime_actors.ENGINE_SECONDS
         await engine.discard([])
         assert pid_of("SnakeEngine") != stopped
 

@@ -1,5 +1,7 @@
 """Where a run's processes are, and that it makes no difference to the weights."""
 
+from dataclasses import replace
+
 import pytest
 import ray
 from scenarios import (
@@ -15,7 +17,7 @@ from scenarios import (
 from ray_snake.config import NodesConfig
 from ray_snake.data import ShardSource
 from ray_snake.errors import ResourceError
-from ray_snake.runtime.cluster import with_gpu_shares
+from ray_snake.runtime.cluster import check_resources, with_gpu_shares
 from ray_snake.runtime.meter import machine_name
 from ray_snake.runtime.on_machines import on_cluster
 from ray_snake.runtime.placement import group_nodes
@@ -114,12 +116,17 @@ def test_gpus_that_the_drivers_machine_has_not_are_refused(
 
 
 def test_nodes_share_the_gpus_that_the_drivers_side_leaves(raylets):
-    groups = group_nodes(NodesConfig(), [ShardSource(uri=name) for name in "abc"])
+    sources = [ShardSource(uri=name) for name in "abc"]
+    groups = group_nodes(NodesConfig(), sources)
     machine = raylets.add_node(num_gpus=2)
     try:
-        for own, share in (({}, 0.66), ({"evaluation.gpus": 0.5}, 0.5)):
-            shared = with_gpu_shares(groups, own)
-            assert [one.request.gpus for one in shared] == [share] * 3
+        # A share is of a single GPU, so that two of three nodes share one.
+        shared = with_gpu_shares(groups, {})
+        assert [one.request.gpus for one in shared] == [0.5] * 3
+        check_resources(NodesConfig(), shared, sources, {})
+        more = [replace(one, request=replace(one.request, gpus=0.66)) for one in shared]
+        with pytest.raises(ResourceError, match=r"3 node actors with 0\.66 each don't fit"):
+            check_resources(NodesConfig(), more, sources, {})
     finally:
         raylets.remove_node(machine)
 

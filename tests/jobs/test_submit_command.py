@@ -122,6 +122,18 @@ def test_what_can_not_be_submitted_is_refused_before_anything_is_asked(
     assert_refused(done, words)
 
 
+def test_a_run_in_a_bucket_is_named_as_its_job_names_it(head, folder):
+    options = "?scheme=http&endpoint_override=127.0.0.1%3A9"
+    uri = f"s3://KEY:TOPSECRET@bucket/runs{options}"
+    done = head.submit("--storage", uri, "--name", "far", "--json", folder=folder)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    head.call("submit", "--stop", answer["job"], "--address", head.address, folder=folder)
+    assert answer["run"] == f"s3://KEY:TOPSECRET@bucket/runs/far{options}"
+    assert "run s3://bucket/runs/far\n" in done.stderr
+    assert "TOPSECRET" not in done.stderr
+
+
 def test_a_wrong_token_is_refused_with_what_to_set(head, folder):
     done = head.submit("--storage", "/runs", folder=folder, RAY_AUTH_TOKEN="wrong")
     assert_refused(done, "RAY_AUTH_TOKEN")

@@ -143,6 +143,13 @@ def test_an_address_where_nobody_listens_is_refused_at_once(address):
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize("address", ["head..x:6379", "ray://a..b:10001", f"{'a' * 64}:6379"])
+def test_a_host_that_can_not_be_one_is_refused_at_once(address):
+    done = refused(address)
+    assert "no Ray cluster answers there" in done.stdout
+    assert done.stderr == ""
+
+
 def test_a_port_that_is_none_is_refused_though_somebody_listens_at_its_last_16_bits():
     with socket.create_server(("127.0.0.1", 0)) as listening:
         done = refused(f"127.0.0.1:{listening.getsockname()[1] + 2**16}")

@@ -110,6 +110,24 @@ def test_a_node_can_be_used_before_the_others_are_up(cluster):
     assert up == [None, handle]
 
 
+def test_a_node_that_nobody_began_starts_when_it_is_asked_for(cluster):
+    """A strategy of a user's own may leave it out of the first trips."""
+
+    async def scenario():
+        launcher = GatedLauncher(cluster)
+        launcher.let((0,))
+        launcher.let((1,))
+        roster = make(launcher, groups_of(2, 1))
+        roster.begin([0])
+        handle = await roster.node(1)
+        up = roster.if_up(1)
+        await roster.close()
+        return handle, up
+
+    handle, up = run(scenario())
+    assert up is handle
+
+
 def test_nodes_of_one_process_start_once(cluster):
     events = []
 

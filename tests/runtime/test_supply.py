@@ -131,3 +131,10 @@ def test_whatever_fails_wherever_nodes_are_the_weights_are_the_same(
     )
     assert other == clean
     assert [one.visit for one in visits] == list(range(1, NODES * TRIPS + 1))
+
+
+def test_a_visit_that_is_done_again_counts_what_it_lacked_once(storage):
+    """What went to the process that died has crossed all the same."""
+    cluster = FakeCluster(faults={("visit", 5): [Fault.DIES]})
+    _, _, visits = fit(storage, cluster=cluster, codec={"name": "none"})
+    assert visits[4].bytes_pulled == BLOCKS * BLOCK_BYTES

@@ -224,7 +224,10 @@ def test_resuming_with_other_settings(workplace):
         (["export", "runs/x", "--format", "onnx", "--out", "x"], ("'onnx'", "safetensors")),
         (["evaluate", "runs/x"], ("runs/x: holds no run", "give a run's folder")),
         (["export", "runs/x", "--out", "m.safetensors"], ("runs/x: holds no run", "give a run's")),
-        (["export", "runs/x", "--out", "none/m"], ("--out none/m", "folder that exists")),
+        (
+            ["export", "runs/x", "--out", "none/m"],
+            ("--out none/m", "is in no folder: none is not there"),
+        ),
         (["export", "runs/x", "--out", "/proc/m"], ("--out /proc/m: ", "name a new file")),
         (
             [

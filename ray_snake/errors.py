@@ -8,6 +8,9 @@ they travel between Ray processes.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 MOST_OF_A_MESSAGE = 300
 
 
@@ -15,6 +18,12 @@ def first_line(error: BaseException) -> str:
     """Return the beginning of another's message, or else the type of the error."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:MOST_OF_A_MESSAGE]
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return a remedy's beginning that names the nearest known name; empty if none is near."""
+    nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"did you mean {nearest[0]!r}? " if nearest else ""
 
 
 class SnakeError(Exception):

@@ -6,7 +6,6 @@ A name is one of the project's own, an entry point of an installed package (in t
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import operator
 import traceback
@@ -15,7 +14,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from ray_snake.errors import ConfigError, SnakeError
+from ray_snake.errors import ConfigError, SnakeError, did_you_mean
 
 Answer = TypeVar("Answer")
 
@@ -74,13 +73,22 @@ def find(kind: Kind, name: str) -> Any:  # noqa: ANN401 - whatever the user regi
     try:
         return operator.attrgetter(attribute)(module)
     except AttributeError:
-        nearest = difflib.get_close_matches(attribute, dir(module), n=1)
-        hint = f"did you mean {nearest[0]!r}? " if nearest else ""
         raise ConfigError(
             KEYS[kind],
             f"module {module_name!r} has no {attribute!r}",
-            f"{hint}name something in that module",
+            f"{did_you_mean(attribute, dir(module))}name something in that module",
         ) from None
+
+
+def import_path(own: object) -> str:
+    """Return where a class or function is imported from, `module:name`; else what it looks like."""
+    name = getattr(own, "__qualname__", None)
+    return repr(own) if name is None else f"{own.__module__}:{name}"
+
+
+def is_ours(own: object) -> bool:
+    """Return whether a class or function is this project's, not a user's."""
+    return import_path(own).startswith("ray_snake.")
 
 
 def ask(kind: Kind, own: type[object], call: Callable[..., Answer], *arguments: Any) -> Answer:  # noqa: ANN401 - whatever `call` takes
@@ -100,13 +108,13 @@ def ask(kind: Kind, own: type[object], call: Callable[..., Answer], *arguments: 
     except SnakeError:
         raise
     except Exception as error:
-        if own.__module__.startswith("ray_snake."):
+        if is_ours(own):
             raise
         *_, last = traceback.extract_tb(error.__traceback__)
         place = f"{Path(last.filename).name}, line {last.lineno}"
         raise ConfigError(
             KEYS[kind],
-            f"{own.__module__}:{own.__qualname__} raised {type(error).__name__}: "
+            f"{import_path(own)} raised {type(error).__name__}: "
             f"{' '.join(str(error).split())[:160]} ({place})",
             "correct it",
         ) from error
@@ -122,12 +130,10 @@ def _path(kind: Kind, name: str) -> str:
     if name in installed:
         return installed[name].value
     known = [*OWN[kind], *installed]
-    nearest = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
     raise ConfigError(
         KEYS[kind],
         f"there is no {kind} {name!r}",
-        f"{hint}known: {', '.join(known)}; or give package.module:Name",
+        f"{did_you_mean(name, known)}known: {', '.join(known)}; or give package.module:Name",
     )
 
 

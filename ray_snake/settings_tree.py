@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import sys
 from collections.abc import Mapping
@@ -10,7 +9,7 @@ from typing import Annotated, Any, ClassVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ray_snake.errors import ConfigError
+from ray_snake.errors import ConfigError, did_you_mean
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -92,8 +91,7 @@ def differences(key: str, mine: object, theirs: object) -> list[str]:
 
 def unknown_key(key: str, known: list[str]) -> str:
     """Return what to say of a key that isn't known, with the nearest one that is."""
-    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    hint = f"did you mean {nearest[0]!r}?" if nearest else f"known keys: {', '.join(known)}"
+    hint = did_you_mean(key, known).rstrip() or f"known keys: {', '.join(known)}"
     return f"unknown key {key!r}; {hint}"
 
 

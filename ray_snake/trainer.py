@@ -16,6 +16,7 @@ import ray
 from ray_snake.config import SnakeConfig
 from ray_snake.data import ShardSource
 from ray_snake.errors import ConfigError, DriverFailedError, InputError, RunError
+from ray_snake.extensions import import_path
 from ray_snake.planning.snake import Snake
 from ray_snake.runtime.cluster import (
     check_resources,
@@ -165,10 +166,10 @@ class SnakeTrainer:
             config = _with_model(config, model)
         config = _with_absolute_folder(config)
         if order is not None:
-            config = _with(config, "snake", order=_import_path(order))
+            config = _with(config, "snake", order=import_path(order))
             strategy = type("Snake", (strategy or Snake,), {"order": order})
         elif strategy is not None:
-            config = config.model_copy(update={"strategy": _import_path(strategy)})
+            config = config.model_copy(update={"strategy": import_path(strategy)})
         self._recipe = Recipe(
             config=config,
             function=model if callable(model) else None,
@@ -244,7 +245,7 @@ class SnakeTrainer:
                     there = on_cluster(config.nodes, present)
                     specs = check_nodes(checks.classes, muster.sources, there)
                 check_settings(config, specs)
-                costs = known_costs(config, specs, checks.costs)
+                costs = known_costs(config, muster.remaining(specs), checks.costs)
             nodes = fit_nodes(config, muster.first_specs(specs), costs, self._recipe.strategy)
             blocks = replace(blocks, costs=costs if config.snake.adapt else ())
             # From here on the run leaves a folder behind; all that can be checked was.
@@ -346,10 +347,6 @@ def _with_absolute_folder(config: SnakeConfig) -> SnakeConfig:
         return config
     options = {**config.model.options, "model": str(folder.absolute())}
     return _with(config, "model", options=options)
-
-
-def _import_path(kind: type) -> str:
-    return f"{kind.__module__}:{kind.__qualname__}"
 
 
 def node_sources(config: SnakeConfig, nodes: Sequence[object] | None) -> list[ShardSource]:

@@ -310,7 +310,7 @@ class _Largest:
     def see(self, layer: nn.Module, inputs: object, output: Tensor) -> None:
         del inputs
         self.output_bytes = max(self.output_bytes, _bytes(output))
-        # A parametrized one is no parameter.
+        # Of a module it might, to the type checker, be another.
         if isinstance(layer.weight, Tensor):
             self.weight_bytes = max(self.weight_bytes, _bytes(layer.weight))
 

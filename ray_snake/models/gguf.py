@@ -84,7 +84,7 @@ def convert(source: Path, folder: Path) -> None:
             raise ModelError(
                 str(source), f"holds a model of the kind {kind!r}", "give the file of a Llama model"
             )
-        _refuse_other_heads(source, facts)
+        _refuse_other_attention(source, facts)
         config = LlamaConfig(**_settings(facts, {one.name for one in reader.tensors}))
         write_folder(folder, config, _blocks(reader, facts), None)
         tokenizer = AutoTokenizer.from_pretrained(str(source.parent), gguf_file=source.name)
@@ -121,7 +121,7 @@ def _scalars(reader: Any) -> Iterator[tuple[str, Any]]:  # noqa: ANN401 - of ggu
             yield name, field
 
 
-def _refuse_other_heads(source: Path, facts: dict[str, Any]) -> None:
+def _refuse_other_attention(source: Path, facts: dict[str, Any]) -> None:
     """Refuse a model whose queries turn in another way, or are of another width, than converted.
 
     Raises:

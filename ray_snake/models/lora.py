@@ -7,7 +7,6 @@ neither an adapter nor a classifier's new head is its block's base, which no vis
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +14,7 @@ import torch
 from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 
-from ray_snake.errors import ModelError
+from ray_snake.errors import ModelError, did_you_mean
 from ray_snake.seeds import derive_seed
 from ray_snake.settings_tree import PositiveFloat, PositiveInt, Section
 
@@ -158,12 +157,10 @@ def _targets(lora: Lora, linear: Iterable[str]) -> Iterator[str]:
         raise ModelError(KEY, "is set, and the model has no linear layers", "leave it out")
     for target in lora.targets or ():
         if not any(_is_named(path, target) for path in linear):
-            near = difflib.get_close_matches(target, names, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}? " if near else ""
             raise ModelError(
                 f"{KEY}.targets",
                 f"{target!r} is no linear layer of this model that can have an adapter",
-                f"{hint}linear layers: {', '.join(names)}",
+                f"{did_you_mean(target, names)}linear layers: {', '.join(names)}",
             )
     for path in linear:
         if lora.targets is None or any(_is_named(path, one) for one in lora.targets):

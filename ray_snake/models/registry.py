@@ -8,13 +8,12 @@ function's signature.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib
 import inspect
 import json
 import operator
 import pkgutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, TypeVar
 
@@ -23,7 +22,8 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 from torch import nn
 
 import ray_snake.models
-from ray_snake.errors import ModelError
+from ray_snake.errors import ModelError, did_you_mean
+from ray_snake.extensions import import_path
 
 BuilderT = TypeVar("BuilderT", bound=Callable[..., Any])
 
@@ -42,8 +42,8 @@ def register(name: str) -> Callable[[BuilderT], BuilderT]:
 
     def decorate(builder: BuilderT) -> BuilderT:
         known = _builders.get(name)
-        if known is not None and _import_path(known) != _import_path(builder):
-            raise ValueError(f"model {name!r} is {_import_path(known)} already; take another name")
+        if known is not None and import_path(known) != import_path(builder):
+            raise ValueError(f"model {name!r} is {import_path(known)} already; take another name")
         _builders[name] = builder
         return builder
 
@@ -122,7 +122,7 @@ def _find(name: str) -> Callable[..., Any]:
     raise ModelError(
         "model.name",
         f"unknown model {name!r}",
-        f"{_suggestion(name, names)}known models: {', '.join(names)}, or give an import path "
+        f"{did_you_mean(name, names)}known models: {', '.join(names)}, or give an import path "
         "package.module:function",
     )
 
@@ -152,7 +152,7 @@ def _import_builder(path: str) -> Callable[..., Any]:
         raise ModelError(
             "model.name",
             f"module {module_name!r} has no {function_name!r}",
-            f"{_suggestion(function_name, public)}name a function of that module",
+            f"{did_you_mean(function_name, public)}name a function of that module",
         ) from None
     if not callable(builder):
         raise ModelError(
@@ -180,7 +180,7 @@ def _check_options(
             raise ModelError(
                 f"model.options.{key}",
                 f"{name} has no such option",
-                f"{_suggestion(key, named)}options of {name}: {', '.join(named) or 'none'}",
+                f"{did_you_mean(key, named)}options of {name}: {', '.join(named) or 'none'}",
             )
     for key, parameter in named.items():
         if key not in options and parameter.default is parameter.empty:
@@ -255,12 +255,3 @@ def _check_result(name: str, model: object) -> nn.Module | list[nn.Module]:
 def _import_package() -> None:
     for module in pkgutil.iter_modules(ray_snake.models.__path__, "ray_snake.models."):
         importlib.import_module(module.name)
-
-
-def _import_path(builder: Callable[..., Any]) -> str:
-    return f"{builder.__module__}:{builder.__qualname__}"
-
-
-def _suggestion(name: str, known: Iterable[str]) -> str:
-    nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"did you mean {nearest[0]!r}? " if nearest else ""

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from ray_snake.config import SnakeConfig
 from ray_snake.errors import ConfigError
-from ray_snake.extensions import ask
+from ray_snake.extensions import ask, import_path
 from ray_snake.planning.adaptation import Adaptation, Choice
 from ray_snake.planning.coverage import Coverage
 from ray_snake.planning.order import Order, Turn, find_order
@@ -243,7 +243,7 @@ class Snake(Strategy):
         if place not in open_to:
             raise ConfigError(
                 "snake.order",
-                f"{order.__module__}:{order.__qualname__} chose {place!r}, and the spans that "
+                f"{import_path(order)} chose {place!r}, and the spans that "
                 f"coverage leaves open are {', '.join(map(str, open_to))}",
                 "return one of least_trained",
             )

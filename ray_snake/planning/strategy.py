@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from ray_snake.config import SnakeConfig, TrainingConfig
 from ray_snake.errors import ConfigError
-from ray_snake.extensions import ask, find
+from ray_snake.extensions import ask, find, import_path
 from ray_snake.planning.order import forth_and_back
 from ray_snake.planning.outlook import Facts, Outcome, Outlook
 from ray_snake.planning.span import Span, Visit
@@ -279,7 +279,7 @@ class Strategy(ABC):
         if not isinstance(visit, Visit):
             raise ConfigError(
                 "strategy",
-                f"{type(self).__module__}:{type(self).__qualname__}.plan returned {visit!r}",
+                f"{import_path(type(self))}.plan returned {visit!r}",
                 "return a ray_snake.Visit",
             )
         return visit

@@ -40,7 +40,7 @@ AnyRef: TypeAlias = "ray.ObjectRef[Any]"
 BlockRef: TypeAlias = "ray.ObjectRef[LayerState | BlockDelta]"
 
 ENGINE_SECONDS = 3600.0
-"""The least time that storing and judging have."""
+"""How long the process engine may take at least, such as to judge a large model on many rows."""
 GIVES_BACK_BYTES = 2**26
 """What an allocator keeps of visits to a smaller network is not worth the time to give it back."""
 
@@ -98,7 +98,7 @@ class SnakeNode:
     def __init__(self, specs: Mapping[int, NodeSpec], recipe: Recipe) -> None:
         self._specs = dict(specs)
         self._recipe = recipe
-        self._pull_seconds = recipe.config.failures.visit_timeout_seconds
+        self._visit_seconds = recipe.config.failures.visit_timeout_seconds
 
     def open(self) -> tuple[str, dict[int, int], dict[int, str]]:
         """Open every node's shard, and map the bases that are at hand here.
@@ -156,7 +156,7 @@ class SnakeNode:
         # Set before the pull, which may take long: a stop meanwhile is meant for this visit.
         self._control = VisitControl()
         started = time.perf_counter()
-        pulled = pull([one.ref for one in deliveries], self._pull_seconds)
+        pulled = pull([one.ref for one in deliveries], self._visit_seconds)
         seconds = time.perf_counter() - started
         who = f"node {self._specs[node].name} on visit {task.visit.number}"
         with _one_line_leaves(who):
@@ -165,7 +165,7 @@ class SnakeNode:
                 pulled,
                 seconds,
                 self._control,
-                functools.partial(_connect, server, self._pull_seconds, task),
+                functools.partial(_connect, server, self._visit_seconds, task),
             )
         return self._handed_over(report, parcels)
 
@@ -189,7 +189,7 @@ class SnakeNode:
         """
         manager = self._managers[node]
         decoded = []
-        for one in pull([one.ref for one in deliveries], self._pull_seconds):
+        for one in pull([one.ref for one in deliveries], self._visit_seconds):
             if isinstance(one, BlockDelta):
                 decoded.append(manager.decode(one))
             else:
@@ -265,7 +265,7 @@ class SnakeServer:
 
         prepare_process(recipe.config.nodes.threads)
         self._server = SplitServer(recipe, take_device(_own_gpu_share()))
-        self._pull_seconds = recipe.config.failures.visit_timeout_seconds
+        self._visit_seconds = recipe.config.failures.visit_timeout_seconds
         self._number = 0
 
     def ping(self) -> None:
@@ -274,7 +274,7 @@ class SnakeServer:
     def open(self, session: str, task: VisitTask, counts: Array | None) -> None:
         """Pull the back and begin a visit; see `SplitServer.open`."""
         try:
-            states = pull([one.ref for one in task.back], self._pull_seconds)
+            states = pull([one.ref for one in task.back], self._visit_seconds)
         except NO_OBJECT as error:
             raise BlocksLostError(
                 f"the split server could not get a block ({first_line(error)})"
@@ -318,10 +318,10 @@ class SnakeEngine:
 
         prepare_process(threads=1)
         self._engine = ProcessEngine(recipe, storage, evaluation, take_device(_own_gpu_share()))
-        self._pull_seconds = engine_seconds(recipe.config)
+        self._seconds = engine_seconds(recipe.config)
 
     def _pull(self, refs: Sequence[AnyRef]) -> list[Any]:
-        return pull(refs, self._pull_seconds)
+        return pull(refs, self._seconds)
 
     def ping(self) -> None:
         """Answer, so that a caller knows that the process is up."""

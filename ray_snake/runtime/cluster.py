@@ -14,7 +14,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from ray_snake.config import NodesConfig, SnakeConfig
 from ray_snake.data import ShardSource
 from ray_snake.errors import ResourceError
-from ray_snake.runtime.gpu_shares import gpus, largest_share, room_for, take
+from ray_snake.runtime.gpu_shares import largest_share, room_for, single_gpus, take_share
 from ray_snake.runtime.placement import NodeGroup, Request, setting_of
 
 NODE_ID_LABEL = "ray.io/node-id"
@@ -163,11 +163,11 @@ def with_gpu_shares(groups: Sequence[NodeGroup], own: Mapping[str, float]) -> li
         return list(groups)
     machines = {one.id: one.resources.get("GPU", 0.0) for one in machines_up()}
     this = ray.get_runtime_context().get_node_id()
-    gpus_of = [gpus(machines.pop(this, 0.0)), *map(gpus, machines.values())]
+    gpus_of = [single_gpus(machines.pop(this, 0.0)), *map(single_gpus, machines.values())]
     for amount in own.values():
-        take(amount, gpus_of[:1])
+        take_share(amount, gpus_of[:1])
     for amount in sorted((one for one in asked if one != "auto"), reverse=True):
-        take(amount, gpus_of)
+        take_share(amount, gpus_of)
     share = largest_share(gpus_of, shared)
     return [
         replace(group, request=replace(group.request, gpus=share))

@@ -137,5 +137,17 @@ class Muster:
             for node, source in enumerate(self._first)
         ]
 
+    def remaining(self, checked: Sequence[NodeSpec]) -> list[NodeSpec]:
+        """Return the nodes that the run started with and that are left; all, if none of them is.
+
+        What is measured for them is what was when it started: whoever joined since counts for
+        nothing then.
+
+        Args:
+            checked: The nodes of `sources`.
+        """
+        first = [checked[place] for node, place in self._place.items() if node < len(self._first)]
+        return first or list(checked)
+
     def _places(self, group: NodeGroup) -> tuple[int, ...]:
         return tuple(self._place[node] for node in group.nodes if node in self._place)

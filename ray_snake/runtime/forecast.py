@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-from torch import Tensor
 
 from ray_snake.config import SnakeConfig, TrainingConfig
 from ray_snake.engine.profile import profile_blocks, time_blocks
@@ -145,7 +143,8 @@ class _Shipping:
         self._whole_bytes = stack.part_bytes()
         self._bytes = [
             encoded_nbytes(stack.part(block), config.codec)
-            + carried_sets(config.training) * _numbers_bytes(stack.trainable(block).values())
+            + carried_sets(config.training)
+            * sum(one.nbytes for one in stack.trainable(block).values())
             for block in range(len(stack))
         ]
         # Of the trip whose visits are averaged, what they trained.
@@ -217,7 +216,3 @@ class _Shipping:
             origin=DRIVER,
             machines={DRIVER},
         )
-
-
-def _numbers_bytes(weights: Iterable[Tensor]) -> int:
-    return sum(one.numel() * one.element_size() for one in weights)

@@ -24,13 +24,13 @@ def largest_share(gpus_of: Sequence[Sequence[float]], count: int) -> float:
     return 0.01 if any(hundredths) else 0.0
 
 
-def gpus(amount: float) -> list[float]:
+def single_gpus(amount: float) -> list[float]:
     """Return what is free of each GPU of a machine."""
     whole, rest = divmod(amount, 1.0)
     return [1.0] * int(whole) + ([rest] if rest else [])
 
 
-def take(amount: float, gpus_of: Sequence[list[float]]) -> None:
+def take_share(amount: float, gpus_of: Sequence[list[float]]) -> None:
     """Take a share where it is: of one GPU, or whole ones of one machine; nothing if nowhere."""
     for machine in gpus_of:
         if amount < 1:
@@ -51,5 +51,5 @@ def room_for(resource: str, amount: float, resources: Mapping[str, float]) -> in
     """
     there = resources.get(resource, 0.0)
     if resource == "GPU" and amount < 1:
-        return sum(int(free / amount + 1e-9) for free in gpus(there))
+        return sum(int(free / amount + 1e-9) for free in single_gpus(there))
     return int(there / amount + 1e-9)

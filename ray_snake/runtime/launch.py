@@ -49,7 +49,6 @@ from ray_snake.storage import Storage
 
 CONTROL_TIMEOUT_SECONDS = 5.0
 ENGINE = "the process engine"
-"""How long the process engine may take at least, such as to judge a large model on many rows."""
 
 
 def actor_class(kind: type, **options: Any) -> Any:  # noqa: ANN401 - Ray's actor class and options

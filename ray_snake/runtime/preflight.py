@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ray_snake.config import SnakeConfig
 from ray_snake.data import ShardSource
 from ray_snake.errors import ConfigError, DataError
+from ray_snake.extensions import import_path, is_ours
 from ray_snake.planning.strategy import make_strategy
 from ray_snake.runtime.messages import NodeSpec
 from ray_snake.runtime.recipe import Recipe
@@ -80,12 +81,11 @@ def _try_loss(task: TaskLoss, shape: tuple[int, ...], facts: ShardFacts, name: s
         torch.autograd.backward(task(scores, torch.zeros((2, *labels), dtype=kind)))
     except Exception as error:
         # It may be one that a user has registered, which raises anything.
-        own = f"{getattr(task, '__module__', '')}:{getattr(task, '__qualname__', repr(task))}"
-        if not own.startswith("ray_snake."):
+        if not is_ours(task):
             raise ConfigError(
                 "loss.name",
-                f"{own} can't compare outputs {tuple(scores.shape)} with labels of {name}, "
-                f"{str(kind).removeprefix('torch.')} {(2, *labels)}: {type(error).__name__}: "
+                f"{import_path(task)} can't compare outputs {tuple(scores.shape)} with labels of "
+                f"{name}, {str(kind).removeprefix('torch.')} {(2, *labels)}: {type(error).__name__}: "
                 f"{' '.join(str(error).split())[:160]}",
                 "give a function of outputs and labels that returns one number, or other labels",
             ) from None

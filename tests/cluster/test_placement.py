@@ -121,8 +121,9 @@ def test_nodes_share_the_gpus_that_the_drivers_side_leaves(raylets):
     machine = raylets.add_node(num_gpus=2)
     try:
         # A share is of a single GPU, so that two of three nodes share one.
-        shared = with_gpu_shares(groups, {})
-        assert [one.request.gpus for one in shared] == [0.5] * 3
+        for own in ({}, {"evaluation.gpus": 0.5}):
+            shared = with_gpu_shares(groups, own)
+            assert [one.request.gpus for one in shared] == [0.5] * 3
         check_resources(NodesConfig(), shared, sources, {})
         more = [replace(one, request=replace(one.request, gpus=0.66)) for one in shared]
         with pytest.raises(ResourceError, match=r"3 node actors with 0\.66 each don't fit"):

@@ -68,3 +68,12 @@ def test_a_process_whose_nodes_have_all_left_asks_for_nothing():
     gone, there = found.first_groups(found.groups)
     assert (gone.nodes, there.nodes) == ((0, 1), (2,))
     assert gone.request.gpus == 0.0
+
+
+def test_whoever_joined_is_not_measured_for_those_who_were_there():
+    _, found = muster([join(3, "west"), leave(1)])
+    checked = [spec(source, 8) for source in found.sources]
+    assert [one.name for one in found.remaining(checked)] == ["north", "south"]
+    _, found = muster([join(3, "west"), leave(0), leave(1), leave(2)])
+    checked = [spec(source, 8) for source in found.sources]
+    assert found.remaining(checked) == checked

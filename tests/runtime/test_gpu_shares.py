@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_snake.runtime.gpu_shares import gpus, largest_share, room_for, take
+from ray_snake.runtime.gpu_shares import largest_share, room_for, single_gpus, take_share
 
 CLUSTERS = st.lists(st.integers(0, 5), min_size=1, max_size=4)
 
@@ -34,7 +34,7 @@ def placed(machines, share, count):
 
 @given(CLUSTERS, st.integers(1, 40))
 def test_all_get_the_share_and_none_larger_would_do(machines, count):
-    share = largest_share([gpus(number) for number in machines], count)
+    share = largest_share([single_gpus(number) for number in machines], count)
     if not any(machines):
         assert share == 0
         return
@@ -53,23 +53,29 @@ def test_room_is_what_can_be_placed(number, hundredths):
     ("number", "count", "share"), [(2, 3, 0.5), (2, 5, 0.33), (4, 2, 2.0), (1, 8, 0.12)]
 )
 def test_uneven_numbers_share_gpus_evenly(number, count, share):
-    assert largest_share([gpus(number)], count) == share
+    assert largest_share([single_gpus(number)], count) == share
 
 
 def test_too_many_for_a_gpu_get_a_share_that_is_refused_rather_than_none():
-    assert largest_share([gpus(1)], 101) == 0.01
+    assert largest_share([single_gpus(1)], 101) == 0.01
     assert room_for("GPU", 0.01, {"GPU": 1}) == 100
 
 
 def test_what_others_take_comes_from_the_fullest_gpu_that_has_it():
-    machine = gpus(2)
-    take(0.5, [machine])
-    take(0.25, [machine])
-    take(0.5, [machine])
+    machine = single_gpus(2)
+    take_share(0.5, [machine])
+    take_share(0.25, [machine])
+    take_share(0.5, [machine])
     assert sorted(machine) == [0.25, 0.5]
-    machine = gpus(3)
-    take(2, [gpus(1), machine])
+    machine = single_gpus(3)
+    take_share(2, [single_gpus(1), machine])
     assert machine == [1.0]
+
+
+def test_nodes_share_what_the_drivers_side_leaves():
+    machine = single_gpus(2)
+    take_share(0.5, [machine])
+    assert [largest_share([machine], count) for count in (1, 2, 3, 4)] == [1.0, 0.5, 0.5, 0.33]
 
 
 def test_other_resources_are_counted_in_sum():

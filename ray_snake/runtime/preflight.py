@@ -85,8 +85,8 @@ def _try_loss(task: TaskLoss, shape: tuple[int, ...], facts: ShardFacts, name: s
             raise ConfigError(
                 "loss.name",
                 f"{import_path(task)} can't compare outputs {tuple(scores.shape)} with labels of "
-                f"{name}, {str(kind).removeprefix('torch.')} {(2, *labels)}: {type(error).__name__}: "
-                f"{' '.join(str(error).split())[:160]}",
+                f"{name}, {str(kind).removeprefix('torch.')} {(2, *labels)}: "
+                f"{type(error).__name__}: {' '.join(str(error).split())[:160]}",
                 "give a function of outputs and labels that returns one number, or other labels",
             ) from None
         raise DataError(

@@ -37,7 +37,8 @@ from cpu_limit import limited, network_of
 
 from ray_snake import SnakeConfig, SnakeTrainer
 from ray_snake.data import NodeDataset
-from ray_snake.runtime.journal import EvaluationRecord, VisitRecord, read_records
+from ray_snake.runtime.journal import read_records
+from ray_snake.runtime.records import EvaluationRecord, VisitRecord
 from ray_snake.simulation.like import world_like
 from ray_snake.simulation.simulator import Simulator
 from ray_snake.storage import Storage

@@ -25,7 +25,8 @@ import click
 from command import Benchmark
 
 from ray_snake import SnakeConfig, SnakeTrainer
-from ray_snake.runtime.journal import VisitRecord, read_records
+from ray_snake.runtime.journal import read_records
+from ray_snake.runtime.records import VisitRecord
 from ray_snake.storage import Storage
 
 ROOT = Path(__file__).parents[2]

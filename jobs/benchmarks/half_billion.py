@@ -101,7 +101,8 @@ def _memory(usage: Usage) -> dict[str, Any]:
 
 def _recorded(run: Path) -> dict[str, Any]:
     """Return what a run's journal says."""
-    from ray_snake.runtime.journal import EvaluationRecord, VisitRecord, read_records
+    from ray_snake.runtime.journal import read_records
+    from ray_snake.runtime.records import EvaluationRecord, VisitRecord
     from ray_snake.storage import Storage
 
     records = read_records(Storage(str(run)))

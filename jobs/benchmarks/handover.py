@@ -40,7 +40,8 @@ from ray_snake import (
     SnakeTrainer,
     TrainingConfig,
 )
-from ray_snake.runtime.journal import VisitRecord, read_records
+from ray_snake.runtime.journal import read_records
+from ray_snake.runtime.records import VisitRecord
 from ray_snake.storage import Storage
 
 # The first visits start processes, and first touch the memory of the object stores.

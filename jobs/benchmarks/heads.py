@@ -29,7 +29,8 @@ from comparison.scales import SCALES
 from ray_snake import SnakeConfig, SnakeTrainer
 from ray_snake.config import SnakeSection
 from ray_snake.planning.cost import BlockCost
-from ray_snake.runtime.journal import EvaluationRecord, VisitRecord, read_records
+from ray_snake.runtime.journal import read_records
+from ray_snake.runtime.records import EvaluationRecord, VisitRecord
 from ray_snake.simulation.distribution import Distribution
 from ray_snake.simulation.simulator import Simulator
 from ray_snake.simulation.world import World

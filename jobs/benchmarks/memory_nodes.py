@@ -216,7 +216,8 @@ def train(settings: Path, timeline: Path) -> None:
     """Train through Ray; leave when nodes were ready and visits ended."""
     from ray_snake import SnakeTrainer
     from ray_snake.runtime.events import Event, NodeReady
-    from ray_snake.runtime.journal import VisitRecord, read_records
+    from ray_snake.runtime.journal import read_records
+    from ray_snake.runtime.records import VisitRecord
     from ray_snake.storage import Storage
 
     ready = []

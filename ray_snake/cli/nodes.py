@@ -138,7 +138,8 @@ def _changeable(run: str) -> RunFolder:
         ConfigError: If it has ended, or its strategy keeps to its nodes.
     """
     from ray_snake.extensions import find
-    from ray_snake.runtime.journal import VisitRecord, read_records
+    from ray_snake.runtime.journal import read_records
+    from ray_snake.runtime.records import VisitRecord
     from ray_snake.runtime.run_folder import RunFolder
     from ray_snake.telemetry.members import run_trips
 

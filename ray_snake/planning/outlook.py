@@ -180,8 +180,10 @@ class Outlook:
         self._middling = (1.0, 0.0)
         self._middling_due = 1
 
-    def join(self, rows: int) -> None:
-        """Take in one more node, with so many rows."""
+    def join(
+        self, rows: int, *, training: TrainingConfig | None = None, limit: int | None = None
+    ) -> None:
+        """Take in one more node; see `Strategy.join`."""
         self.members.append(len(self.facts.rows))
         self.facts = replace(self.facts, rows=(*self.facts.rows, rows))
         self._rows = self.facts.rows
@@ -189,8 +191,8 @@ class Outlook:
         self._overheads.append(Ratio(settles=True))
         self._rates.append(deque(maxlen=RATES_KEPT))
         self._free_bytes.append(None)
-        self._training.append(None)
-        self._limits.append(self._config.nodes.memory_bytes)
+        self._training.append(training)
+        self._limits.append(self._config.nodes.memory_bytes if limit is None else limit)
         self._full_steps.append(total_steps(rows, self._config.training))
 
     def leave(self, node: int) -> None:

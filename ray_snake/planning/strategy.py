@@ -119,12 +119,22 @@ class Strategy(ABC):
     def refused(self, visit: Visit) -> None:  # noqa: B027 - likewise
         """Note that a visit's result did not become part of the model."""
 
-    def join(self, rows: int, *, trip: int | None = None) -> int:
+    def join(
+        self,
+        rows: int,
+        *,
+        trip: int | None = None,
+        training: TrainingConfig | None = None,
+        limit: int | None = None,
+    ) -> int:
         """Take in one more node; return its number. It takes part from the next trip on.
 
         Args:
             rows: Rows of its shard.
             trip: The last trip that had begun, where that is known from a journal.
+            training: How it trains, where that is not as the settings say.
+            limit: Bytes of memory that it has, 0 without a limit; none: as `nodes.memory_bytes`
+                says.
 
         Raises:
             ConfigError: If the strategy keeps to its nodes.
@@ -132,7 +142,7 @@ class Strategy(ABC):
         self.check_may_change()
         self._trips.begin_through(trip or 0)
         if self.outlook is not None:
-            self.outlook.join(rows)
+            self.outlook.join(rows, training=training, limit=limit)
         node = self._trips.join()
         self.joined(node)
         return node

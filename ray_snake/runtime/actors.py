@@ -17,7 +17,6 @@ from ray_snake.errors import SnakeError, first_line
 from ray_snake.layers.state import Array, BlockDelta, LayerState
 from ray_snake.runtime.answers import NO_OBJECT, cause_of, visit_failure
 from ray_snake.runtime.handles import BlocksLostError
-from ray_snake.runtime.journal import BlockRecord
 from ray_snake.runtime.messages import (
     BackReport,
     Delivery,
@@ -28,6 +27,7 @@ from ray_snake.runtime.messages import (
 )
 from ray_snake.runtime.meter import machine_name
 from ray_snake.runtime.recipe import Recipe
+from ray_snake.runtime.records import BlockRecord
 from ray_snake.storage import Storage
 
 if TYPE_CHECKING:

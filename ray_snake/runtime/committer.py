@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from ray_snake.planning.span import Visit
 from ray_snake.runtime.handles import EngineHandle, Ref
-from ray_snake.runtime.journal import DRIVER, Transfer, VisitRecord
 from ray_snake.runtime.recorder import Recorder
+from ray_snake.runtime.records import DRIVER, Transfer, VisitRecord
 from ray_snake.runtime.supply import Supply
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from ray_snake.config import DataConfig, SnakeConfig, TrainingConfig
 from ray_snake.data import ShardSource
 from ray_snake.planning.outlook import Facts
-from ray_snake.runtime.journal import JoinRecord, JournalRecord, LeaveRecord
 from ray_snake.runtime.messages import NodeSpec
 from ray_snake.runtime.placement import NodeGroup, request_of
+from ray_snake.runtime.records import JoinRecord, JournalRecord, LeaveRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +57,7 @@ def spec_of(record: JoinRecord, data: DataConfig) -> NodeSpec:
         integer_inputs=record.integer_inputs,
         samples=record.rows,
         classes=record.classes,
+        training=record.training,
     )
 
 

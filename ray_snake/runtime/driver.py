@@ -24,9 +24,10 @@ from ray_snake.runtime.committer import Committer, Result
 from ray_snake.runtime.crew import Crew
 from ray_snake.runtime.events import Event, Recovering, RunEnded, RunStarted
 from ray_snake.runtime.handles import BlocksLostError, EngineHandle, Meter, ProcessLostError, Ref
-from ray_snake.runtime.journal import DRIVER, Journal, VisitRecord
+from ray_snake.runtime.journal import Journal
 from ray_snake.runtime.messages import BlockTable
 from ray_snake.runtime.recorder import Recorder
+from ray_snake.runtime.records import DRIVER, VisitRecord
 from ray_snake.runtime.registrar import LOOK_SECONDS, Registrar
 from ray_snake.runtime.resume import replay, stored_blocks
 from ray_snake.runtime.roster import Roster

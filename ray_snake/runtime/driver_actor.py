@@ -23,6 +23,7 @@ from ray_snake.runtime.driver import Driver
 from ray_snake.runtime.events import Event, RunEnded
 from ray_snake.runtime.handles import ProcessLostError
 from ray_snake.runtime.launch import RayEngine, RayNodeLauncher, RayServer
+from ray_snake.runtime.memory_checks import Entry
 from ray_snake.runtime.messages import BlockTable, NodeSpec
 from ray_snake.runtime.meter import RayMeter
 from ray_snake.runtime.metrics import RunMetrics
@@ -178,8 +179,10 @@ def make_driver(
         mailbox=Mailbox(storage),
         crew=crew,
         roster=roster,
-        data=config.data,
-        examine=lambda source: asyncio.to_thread(_examine, config, recipe, groups, source),
+        config=config,
+        examine=lambda source, entry: asyncio.to_thread(
+            _examine, config, recipe, groups, source, entry
+        ),
         emit=emit,
     )
     return Driver(
@@ -198,12 +201,17 @@ def make_driver(
 
 
 def _examine(
-    config: SnakeConfig, recipe: AnyRef, groups: Sequence[NodeGroup], source: ShardSource
+    config: SnakeConfig,
+    recipe: AnyRef,
+    groups: Sequence[NodeGroup],
+    source: ShardSource,
+    entry: Entry,
 ) -> NodeSpec:
     """Look at the shard of a node that is to join, on a machine that may host it.
 
     Raises:
-        SnakeError: If it can't be used, or no machine has room for the node.
+        SnakeError: If it can't be used, or no machine has room for the node, or the node none for
+            its visits.
     """
     request = joining_request(config.nodes, source, joining_gpus(groups))
     group = NodeGroup(nodes=(0,), request=request)
@@ -215,10 +223,10 @@ def _examine(
             f"no machine has room now for what it asks: {request.amounts}",
             "remove a node first, or set nodes.may_scale if the cluster grows by itself",
         )
-    (spec,) = on_cluster(config.nodes, [group])(_check_joining, [(recipe, source)])
+    (spec,) = on_cluster(config.nodes, [group])(_check_joining, [(recipe, source, entry)])
     checked: NodeSpec = spec
     return checked
 
 
-def _check_joining(recipe: AnyRef, source: ShardSource) -> NodeSpec:
-    return check_joining(ray.get(recipe), source)
+def _check_joining(recipe: AnyRef, source: ShardSource, entry: Entry) -> NodeSpec:
+    return check_joining(ray.get(recipe), source, entry)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ray_snake.planning.span import Visit
-from ray_snake.runtime.journal import EvaluationRecord, VisitRecord
+from ray_snake.runtime.records import EvaluationRecord, VisitRecord
 
 
 @dataclass(frozen=True, kw_only=True)

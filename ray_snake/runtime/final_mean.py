@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from ray_snake.runtime.journal import Journal, StartRecord, VisitRecord
+from ray_snake.runtime.journal import Journal
+from ray_snake.runtime.records import StartRecord, VisitRecord
 
 Counts = dict[int, dict[int, int]]
 """By block and version, how many visits left that version current."""

@@ -17,10 +17,10 @@ from ray_snake.planning.outlook import Facts
 from ray_snake.planning.span import Visit
 from ray_snake.planning.strategy import make_strategy
 from ray_snake.runtime.bases import bases_at_hand
-from ray_snake.runtime.journal import DRIVER
 from ray_snake.runtime.memory_checks import fit_nodes, most_demanding
 from ray_snake.runtime.messages import NodeSpec
 from ray_snake.runtime.placement import asked_bytes
+from ray_snake.runtime.records import DRIVER
 
 
 @dataclass(frozen=True, kw_only=True)

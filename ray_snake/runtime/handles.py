@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ray_snake.runtime.journal import BlockRecord
 from ray_snake.runtime.messages import (
     Delivery,
     EvaluationReport,
@@ -14,6 +13,7 @@ from ray_snake.runtime.messages import (
     VisitReport,
     VisitTask,
 )
+from ray_snake.runtime.records import BlockRecord
 
 Ref = Any
 """A block version somewhere: an `ObjectRef`, or whatever a test passes on in its place."""

@@ -33,7 +33,6 @@ from ray_snake.runtime.cluster import (
     node_options,
 )
 from ray_snake.runtime.handles import BlocksLostError, ProcessLostError, StartedNode
-from ray_snake.runtime.journal import BlockRecord
 from ray_snake.runtime.messages import (
     BackReport,
     Delivery,
@@ -45,6 +44,7 @@ from ray_snake.runtime.messages import (
 )
 from ray_snake.runtime.meter import machine_name
 from ray_snake.runtime.placement import NodeGroup, joining_gpus, joining_request
+from ray_snake.runtime.records import BlockRecord
 from ray_snake.storage import Storage
 
 CONTROL_TIMEOUT_SECONDS = 5.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from ray_snake.config import SnakeConfig
 from ray_snake.errors import ConfigError
@@ -47,6 +47,58 @@ def known_costs(
     return measure(node.sample_shape, node.integer_inputs, config.snake.adapt)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """Where in a run that goes on a node is to join it.
+
+    Attributes:
+        node: The number that it gets.
+        gone: The numbers of nodes that have left.
+        trip: The last trip that has begun; it takes part from the next one on.
+    """
+
+    node: int
+    gone: tuple[int, ...]
+    trip: int
+
+
+class _Course:
+    """The visits that each node may be given.
+
+    Any node may come to any of a run's spans, as others leave. Visits that need more than most
+    nodes can give are for those alone that the order gives them.
+
+    Args:
+        blocks: Number of the network's blocks.
+        kind: A user's own strategy; none: what the settings name.
+        nodes: Number of the nodes.
+        entry: Where the last of them joins; none: they start together.
+    """
+
+    def __init__(
+        self, blocks: int, kind: type[Strategy] | None, *, nodes: int, entry: Entry | None = None
+    ) -> None:
+        self._blocks = blocks
+        self._kind = kind
+        self._nodes = nodes
+        self._entry = entry
+
+    def visits(self, config: SnakeConfig) -> list[list[Visit]]:
+        """Return for each node one visit of each kind, under these settings."""
+        common: _Kinds = {}
+        own: list[_Kinds] = [{} for _ in range(self._nodes)]
+        strategy = make_strategy(config, nodes=self._nodes, blocks=self._blocks, kind=self._kind)
+        for node in self._entry.gone if self._entry else ():
+            strategy.leave(node)
+        begun = self._entry.trip if self._entry else 0
+        while (visit := strategy.next()) is not None:
+            if visit.trip <= begun:
+                continue
+            found = own[visit.node] if strategy.is_warm_up(visit) else common
+            found.setdefault((visit.trained, visit.cut), visit)
+        return [list((common | one).values()) for one in own]
+
+
 def fit_nodes(
     config: SnakeConfig,
     nodes: Sequence[NodeSpec],
@@ -67,68 +119,79 @@ def fit_nodes(
     """
     if not costs:
         return list(nodes)
-    visits = _kinds_of_visits(config, nodes, len(costs), kind)
+    course = _Course(len(costs), kind, nodes=len(nodes))
+    visits = course.visits(config)
     fitted = []
-    for number, (node, own) in enumerate(zip(nodes, visits, strict=True)):
-        limit = asked_bytes(config.nodes, node.source) or None
-        if not own or (limit is None and config.training.micro_batch != "auto"):
-            fitted.append(node)
-            continue
-        fit = fit_visits(
-            own,
-            costs,
-            rows=node.samples,
-            limit=limit,
-            config=config,
-            any_will_do=config.snake.adapt,
-        )
-        if fit.lacking_bytes and limit is not None:
-            raise _refusal(config, nodes, number, costs, fit, kind)
-        fitted.append(replace(node, training=fit.training))
+    for number, node in enumerate(nodes):
+        fit = _fit(config, node, visits[number], costs)
+        if fit is not None and fit.lacking_bytes:
+            remedies = _remedies(config, course, number, node, costs, fit)
+            raise _refusal(config, node, fit, ", or ".join(remedies))
+        fitted.append(node if fit is None else replace(node, training=fit.training))
     return fitted
 
 
-def _kinds_of_visits(
-    config: SnakeConfig, nodes: Sequence[NodeSpec], blocks: int, kind: type[Strategy] | None
-) -> list[list[Visit]]:
-    """Return for each node one visit of each kind that it may be given.
-
-    Any node may come to any of a run's spans, as others leave. Visits that need more than most
-    nodes can give are for those alone that the order gives them.
-    """
-    common: _Kinds = {}
-    own: list[_Kinds] = [{} for _ in nodes]
-    strategy = make_strategy(config, nodes=len(nodes), blocks=blocks, kind=kind)
-    while (visit := strategy.next()) is not None:
-        found = own[visit.node] if strategy.is_warm_up(visit) else common
-        found.setdefault((visit.trained, visit.cut), visit)
-    return [list((common | one).values()) for one in own]
-
-
-def _refusal(
+def fit_joining(
     config: SnakeConfig,
-    nodes: Sequence[NodeSpec],
+    node: NodeSpec,
+    costs: Sequence[BlockCost],
+    entry: Entry,
+    kind: type[Strategy] | None = None,
+) -> NodeSpec:
+    """Return a node that is to join with how it trains, so that its visits fit its memory.
+
+    Args:
+        config: The run's settings.
+        node: The node, checked.
+        costs: What each block costs; empty: nobody has a limit.
+        entry: Where it joins.
+        kind: A user's own strategy; none: what the settings name.
+
+    Raises:
+        ConfigError: If there is no way: see `fit_nodes`.
+    """
+    if not costs:
+        return node
+    course = _Course(len(costs), kind, nodes=entry.node + 1, entry=entry)
+    fit = _fit(config, node, course.visits(config)[entry.node], costs)
+    if fit is not None and fit.lacking_bytes:
+        remedy = f"resume the run with at least {fit.private_bytes} for it, or leave it out"
+        raise _refusal(config, node, fit, remedy)
+    return node if fit is None else replace(node, training=fit.training)
+
+
+def _fit(
+    config: SnakeConfig, node: NodeSpec, visits: Sequence[Visit], costs: Sequence[BlockCost]
+) -> Fit | None:
+    """Return how a node trains; none where nothing of the settings is to be chosen for it."""
+    limit = asked_bytes(config.nodes, node.source) or None
+    if not visits or (limit is None and config.training.micro_batch != "auto"):
+        return None
+    return fit_visits(
+        visits,
+        costs,
+        rows=node.samples,
+        limit=limit,
+        config=config,
+        any_will_do=config.snake.adapt,
+    )
+
+
+def _remedies(
+    config: SnakeConfig,
+    course: _Course,
     number: int,
+    node: NodeSpec,
     costs: Sequence[BlockCost],
     fit: Fit,
-    kind: type[Strategy] | None,
-) -> ConfigError:
-    """Return the error that says by how much a node's visits don't fit, and what would."""
-    node = nodes[number]
-    limit = fit.private_bytes - fit.lacking_bytes
+) -> list[str]:
+    """Return what would make a node's visits fit."""
 
     def fits(section: str, **changes: object) -> Fit | None:
         changed = getattr(config, section).model_copy(update=changes)
         other = config.model_copy(update={section: changed})
-        found = fit_visits(
-            _kinds_of_visits(other, nodes, len(costs), kind)[number],
-            costs,
-            rows=node.samples,
-            limit=limit,
-            config=other,
-            any_will_do=config.snake.adapt,
-        )
-        return None if found.lacking_bytes else found
+        found = _fit(other, node, course.visits(other)[number], costs)
+        return None if found is None or found.lacking_bytes else found
 
     remedies = []
     for key in ("suffix", "span"):
@@ -144,10 +207,15 @@ def _refusal(
             if fits("snake", span_width=width):
                 remedies.append(f"set snake.span_width to {width}")
                 break
-    remedies.append(f"give it {fit.private_bytes} bytes")
+    return [*remedies, f"give it {fit.private_bytes} bytes"]
+
+
+def _refusal(config: SnakeConfig, node: NodeSpec, fit: Fit, remedy: str) -> ConfigError:
+    """Return the error that says by how much a node's visits don't fit."""
+    limit = fit.private_bytes - fit.lacking_bytes
     return ConfigError(
         setting_of(config.nodes, node.source, "memory_bytes"),
         f"{limit} bytes are {fit.lacking_bytes} too few for {node.name}: training blocks "
         f"{fit.visit.span} takes {fit.private_bytes}",
-        ", or ".join(remedies),
+        remedy,
     )

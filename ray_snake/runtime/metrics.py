@@ -20,7 +20,7 @@ from ray_snake.runtime.events import (
     RunStarted,
     VisitDecided,
 )
-from ray_snake.runtime.journal import EvaluationRecord, VisitRecord
+from ray_snake.runtime.records import EvaluationRecord, VisitRecord
 
 
 @dataclass(frozen=True, kw_only=True)

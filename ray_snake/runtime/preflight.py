@@ -14,7 +14,9 @@ from ray_snake.config import SnakeConfig
 from ray_snake.data import ShardSource
 from ray_snake.errors import ConfigError, DataError
 from ray_snake.extensions import import_path, is_ours
+from ray_snake.planning.blocks import BlockCost
 from ray_snake.planning.strategy import make_strategy
+from ray_snake.runtime.memory_checks import Entry, fit_joining, known_costs
 from ray_snake.runtime.messages import NodeSpec
 from ray_snake.runtime.recipe import Recipe
 from ray_snake.runtime.shard_checks import ShardFacts, check_shard, shard_facts
@@ -222,21 +224,43 @@ def check_settings(config: SnakeConfig, nodes: Sequence[NodeSpec]) -> None:
             )
 
 
-def check_joining(recipe: Recipe, source: ShardSource) -> NodeSpec:
-    """Check the shard of a node that joins a run: what is checked of all others before it starts.
+def check_joining(recipe: Recipe, source: ShardSource, entry: Entry) -> NodeSpec:
+    """Check a node that joins a run: what is checked of all others before it starts.
 
     Imports torch in the process that it is called in, once the shard is known to have rows.
 
+    Args:
+        recipe: The run's settings and functions.
+        source: The node's shard.
+        entry: Where it joins.
+
     Raises:
-        InputError: If the shard can't be used, or does not fit the model or the settings.
+        InputError: If the shard can't be used, or does not fit the model or the settings, or if
+            visits don't fit the node's memory.
     """
 
     def classes(facts: ShardFacts, name: str) -> int | None:
         return classes_for(recipe.skeleton(), facts, name, recipe.named_task())
 
+    def measure(
+        sample_shape: tuple[int, ...], integer_inputs: bool, timed: bool
+    ) -> tuple[BlockCost, ...]:
+        from ray_snake.runtime.forecast import measured_costs
+
+        del timed  # Of its speed nothing is asked before it was seen at work.
+        return measured_costs(
+            config,
+            recipe.skeleton(),
+            sample_shape=sample_shape,
+            integer_inputs=integer_inputs,
+            timed=False,
+        )
+
+    config = recipe.config
     (spec,) = check_nodes(classes, [source], _here)
-    check_settings(recipe.config, [spec])
-    return spec
+    check_settings(config, [spec])
+    costs = known_costs(config, [spec], measure)
+    return fit_joining(config, spec, costs, entry, recipe.strategy)
 
 
 def _kind(facts: ShardFacts) -> ShardFacts:

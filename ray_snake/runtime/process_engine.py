@@ -16,9 +16,9 @@ from ray_snake.layers.codec import decode
 from ray_snake.layers.files import BlockFiles
 from ray_snake.layers.state import BlockDelta, LayerState, weights_sha256
 from ray_snake.layers.tensors import pack, unpack, weighted_mean
-from ray_snake.runtime.journal import BlockRecord
 from ray_snake.runtime.messages import EvaluationReport
 from ray_snake.runtime.recipe import Recipe
+from ray_snake.runtime.records import BlockRecord
 from ray_snake.storage import Storage
 
 

@@ -16,11 +16,11 @@ from ray_snake.runtime.claim import Claim
 from ray_snake.runtime.events import Evaluated, Event, VisitDecided
 from ray_snake.runtime.final_mean import Counts, versions_since, with_last
 from ray_snake.runtime.handles import EngineHandle, Meter, Ref
-from ray_snake.runtime.journal import (
+from ray_snake.runtime.journal import Journal
+from ray_snake.runtime.records import (
     BlockRecord,
     EvaluationRecord,
     JoinRecord,
-    Journal,
     JournalRecord,
     LeaveRecord,
     StartRecord,

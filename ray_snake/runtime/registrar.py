@@ -13,15 +13,17 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from ray_snake.config import DataConfig
+from ray_snake.config import SnakeConfig
 from ray_snake.data import ShardSource
 from ray_snake.errors import ConfigError, RunError, SnakeError, first_line
 from ray_snake.planning.strategy import Strategy
 from ray_snake.runtime.crew import Crew, joining, spec_of
 from ray_snake.runtime.events import Event, NodeJoined, NodeLeft
-from ray_snake.runtime.journal import JoinRecord, LeaveRecord
+from ray_snake.runtime.memory_checks import Entry
 from ray_snake.runtime.messages import NodeSpec
+from ray_snake.runtime.placement import asked_bytes
 from ray_snake.runtime.recorder import Recorder
+from ray_snake.runtime.records import JoinRecord, LeaveRecord
 from ray_snake.runtime.requests import AddRequest, Answer, Mailbox, RemoveRequest, Request
 from ray_snake.runtime.roster import Roster
 from ray_snake.runtime.supply import Supply
@@ -29,8 +31,8 @@ from ray_snake.runtime.supply import Supply
 LOOK_SECONDS = 2.0
 """How long a request may lie before the driver knows of it."""
 
-Examine = Callable[[ShardSource], Awaitable[NodeSpec]]
-"""Looks at a shard where its node may live; raises SnakeError where it can't be used."""
+Examine = Callable[[ShardSource, Entry], Awaitable[NodeSpec]]
+"""Looks at a shard where its node may live; raises SnakeError where it can't take part."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Registrar:
         mailbox: The run's requests.
         crew: The run's nodes; those that join are added.
         roster: Starts and ends their processes.
-        data: How shards are read.
+        config: The run's settings.
         examine: Looks at shards.
         emit: Told who joined and who left.
     """
@@ -68,14 +70,14 @@ class Registrar:
         mailbox: Mailbox,
         crew: Crew,
         roster: Roster,
-        data: DataConfig,
+        config: SnakeConfig,
         examine: Examine,
         emit: Callable[[Event], None],
     ) -> None:
         self._mailbox = mailbox
         self._crew = crew
         self._roster = roster
-        self._data = data
+        self._config = config
         self._examine = examine
         self._emit = emit
         self._ready: list[Recruit | Departure] = []
@@ -112,15 +114,17 @@ class Registrar:
             await self._answer(key, Answer.refusal(failure))
 
     async def _recruit(self, key: str, request: AddRequest, strategy: Strategy) -> Recruit:
-        source = joining(request.uri, request.name, self._data, index=len(self._crew.names))
-        spec = await self._examine(source)
+        source = joining(request.uri, request.name, self._config.data, index=len(self._crew.names))
         recruits = [one for one in self._ready if isinstance(one, Recruit)]
+        node = len(self._crew.names) + len(recruits)
+        gone = {*range(strategy.nodes)} - {*strategy.members}
+        entry = Entry(node=node, gone=tuple(sorted(gone)), trip=strategy.trip)
+        spec = await self._examine(source, entry)
         taken = {self._crew.names[node] for node in strategy.members}
         if spec.name in taken | {one.spec.name for one in recruits}:
             raise ConfigError(
                 f"node {spec.name}", "takes part already", "give another --name, or another shard"
             )
-        node = len(self._crew.names) + len(recruits)
         await self._roster.recruit(node, spec)
         return Recruit(key, node, spec)
 
@@ -187,7 +191,7 @@ class Registrar:
                 if record.node == len(self._crew.names):
                     self._crew.names.append(record.name)
                     self._crew.rows.append(record.rows)
-                self._roster.admit(record.node, spec_of(record, self._data))
+                self._roster.admit(record.node, spec_of(record, self._config.data))
             else:
                 self._roster.leave(record.node)
             self._ready = [one for one in self._ready if one.key != record.request]
@@ -213,7 +217,7 @@ class Registrar:
 
     def _join(self, recruit: Recruit, strategy: Strategy) -> None:
         spec = recruit.spec
-        strategy.join(spec.samples)
+        strategy.join(spec.samples, training=spec.training, limit=self._limit(spec))
         self._crew.names.append(spec.name)
         self._crew.rows.append(spec.samples)
         self._roster.admit(recruit.node, spec)
@@ -242,9 +246,14 @@ class Registrar:
             sample_shape=spec.sample_shape,
             integer_inputs=spec.integer_inputs,
             classes=spec.classes,
+            training=spec.training,
+            limit=self._limit(spec),
             request=recruit.key,
             finished_at=time.time(),
         )
+
+    def _limit(self, spec: NodeSpec) -> int:
+        return asked_bytes(self._config.nodes, spec.source)
 
     def _leave_record(self, departure: Departure, trip: int, decided: int) -> LeaveRecord:
         return LeaveRecord(

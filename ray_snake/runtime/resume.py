@@ -11,7 +11,8 @@ from ray_snake.planning.span import Visit
 from ray_snake.planning.strategy import Strategy
 from ray_snake.runtime.final_mean import versions_since
 from ray_snake.runtime.handles import EngineHandle, Ref
-from ray_snake.runtime.journal import JoinRecord, Journal, LeaveRecord, VisitRecord
+from ray_snake.runtime.journal import Journal
+from ray_snake.runtime.records import JoinRecord, LeaveRecord, VisitRecord
 
 
 def replay(
@@ -37,7 +38,9 @@ def replay(
     refused_in_a_row = 0
     for record in journal:
         if isinstance(record, JoinRecord):
-            strategy.join(record.rows, trip=record.trip)
+            strategy.join(
+                record.rows, trip=record.trip, training=record.training, limit=record.limit
+            )
         elif isinstance(record, LeaveRecord):
             strategy.leave(record.node, trip=record.trip)
         if not isinstance(record, VisitRecord):

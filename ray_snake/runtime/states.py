@@ -10,8 +10,8 @@ from typing import Any
 from ray_snake.errors import SnakeError
 from ray_snake.planning.outlook import Prediction
 from ray_snake.planning.span import Visit
-from ray_snake.runtime.journal import VisitRecord
 from ray_snake.runtime.messages import VisitReport, VisitTask
+from ray_snake.runtime.records import VisitRecord
 from ray_snake.runtime.supply import Moved
 
 

@@ -17,8 +17,8 @@ from ray_snake.runtime.handles import (
     ProcessLostError,
     Ref,
 )
-from ray_snake.runtime.journal import DRIVER, Transfer
 from ray_snake.runtime.messages import Delivery, VisitReport
+from ray_snake.runtime.records import DRIVER, Transfer
 from ray_snake.runtime.roster import Roster
 
 

@@ -11,7 +11,8 @@ from ray_snake.config import SnakeConfig
 from ray_snake.errors import DataError
 from ray_snake.planning.cost import BlockCost
 from ray_snake.planning.outlook import Facts, Outlook
-from ray_snake.runtime.journal import StartRecord, VisitRecord, read_records
+from ray_snake.runtime.journal import read_records
+from ray_snake.runtime.records import StartRecord, VisitRecord
 from ray_snake.runtime.run_folder import RunFolder
 from ray_snake.simulation.world import World
 

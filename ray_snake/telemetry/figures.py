@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ray_snake.runtime.journal import EvaluationRecord, VisitRecord
+from ray_snake.runtime.records import EvaluationRecord, VisitRecord
 from ray_snake.telemetry.format import BINARY_UNITS
 from ray_snake.telemetry.summary import busy_periods
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import pyarrow as pa
 
-from ray_snake.runtime.journal import EvaluationRecord, JournalRecord, VisitRecord
+from ray_snake.runtime.records import EvaluationRecord, JournalRecord, VisitRecord
 
 
 def _column(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ray_snake.config import SnakeConfig
 from ray_snake.planning.outlook import Facts, Outlook
 from ray_snake.planning.trips import Trips
-from ray_snake.runtime.journal import (
+from ray_snake.runtime.records import (
     JoinRecord,
     JournalRecord,
     LeaveRecord,

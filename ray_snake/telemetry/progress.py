@@ -26,7 +26,7 @@ from ray_snake.runtime.events import (
     VisitProgress,
     VisitStarted,
 )
-from ray_snake.runtime.journal import EvaluationRecord, VisitRecord
+from ray_snake.runtime.records import EvaluationRecord, VisitRecord
 from ray_snake.telemetry.format import format_bytes, format_seconds
 
 WIDTH_WITH_BAR = 120

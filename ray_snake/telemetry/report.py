@@ -13,7 +13,7 @@ import jinja2
 from ray_snake import __version__
 from ray_snake.config import SnakeConfig
 from ray_snake.location import without_secrets
-from ray_snake.runtime.journal import (
+from ray_snake.runtime.records import (
     EvaluationRecord,
     JoinRecord,
     JournalRecord,

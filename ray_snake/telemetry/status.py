@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ray_snake.config import SnakeConfig
-from ray_snake.runtime.journal import EvaluationRecord, JournalRecord, LeaveRecord, VisitRecord
+from ray_snake.runtime.records import EvaluationRecord, JournalRecord, LeaveRecord, VisitRecord
 from ray_snake.telemetry.members import all_names, run_trips
 from ray_snake.telemetry.summary import bytes_moved
 

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable
 from typing import Any
 
-from ray_snake.runtime.journal import EvaluationRecord, JournalRecord, VisitRecord
+from ray_snake.runtime.records import EvaluationRecord, JournalRecord, VisitRecord
 from ray_snake.telemetry.traffic import traffic
 
 

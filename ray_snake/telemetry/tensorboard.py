@@ -17,12 +17,7 @@ from collections.abc import Iterable, Sequence
 
 from tensorboard.compat.proto import event_pb2, summary_pb2
 
-from ray_snake.runtime.journal import (
-    EvaluationRecord,
-    JournalRecord,
-    TrafficRecord,
-    VisitRecord,
-)
+from ray_snake.runtime.records import EvaluationRecord, JournalRecord, TrafficRecord, VisitRecord
 from ray_snake.storage import Storage
 from ray_snake.telemetry.traffic import Traffic
 

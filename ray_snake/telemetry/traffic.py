@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from ray_snake.runtime.journal import DRIVER, JournalRecord, TrafficRecord, VisitRecord
+from ray_snake.runtime.records import DRIVER, JournalRecord, TrafficRecord, VisitRecord
 
 
 class Traffic:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from ray_snake.config import SnakeConfig
 from ray_snake.runtime.events import Evaluated, Event
-from ray_snake.runtime.journal import EvaluationRecord, VisitRecord, read_records
+from ray_snake.runtime.journal import read_records
 from ray_snake.runtime.placement import group_nodes
+from ray_snake.runtime.records import EvaluationRecord, VisitRecord
 from ray_snake.runtime.run_folder import SETTINGS
 from ray_snake.storage import Storage
 from ray_snake.trainer import SnakeTrainer, node_sources

@@ -8,7 +8,8 @@ import pytest
 from workplaces import TIMEOUT_SECONDS
 
 from ray_snake.config import SnakeConfig
-from ray_snake.runtime.journal import JoinRecord, Journal, LeaveRecord, StartRecord, VisitRecord
+from ray_snake.runtime.journal import Journal
+from ray_snake.runtime.records import JoinRecord, LeaveRecord, StartRecord, VisitRecord
 from ray_snake.runtime.requests import AddRequest, Answer, Mailbox, RemoveRequest
 from ray_snake.runtime.run_folder import RunFolder
 from ray_snake.storage import Storage

@@ -12,7 +12,8 @@ from ray_snake import SnakeConfig, SnakeTrainer
 from ray_snake.cli.export import export
 from ray_snake.models.registry import build_model
 from ray_snake.runtime.events import NodeLost, Recovering
-from ray_snake.runtime.journal import DRIVER, EvaluationRecord, Journal
+from ray_snake.runtime.journal import Journal
+from ray_snake.runtime.records import DRIVER, EvaluationRecord
 from ray_snake.runtime.run_folder import RunFolder
 from ray_snake.storage import Storage
 

@@ -6,7 +6,8 @@ import pytest
 from scenarios import NODES, STEPS, TRIPS, fit, kill, with_sections
 
 from ray_snake.runtime.events import NodeLost, VisitDecided, VisitLate
-from ray_snake.runtime.journal import VisitRecord, read_records
+from ray_snake.runtime.journal import read_records
+from ray_snake.runtime.records import VisitRecord
 
 # An embedded cluster would switch token authentication on in this process, for all later tests.
 pytestmark = pytest.mark.usefixtures("raylets")

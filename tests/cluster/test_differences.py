@@ -16,7 +16,8 @@ from ray_snake import (
 )
 from ray_snake.layers.codec import encoded_nbytes
 from ray_snake.runtime.events import NodeLost, Recovering, VisitDecided
-from ray_snake.runtime.journal import VisitRecord, read_records
+from ray_snake.runtime.journal import read_records
+from ray_snake.runtime.records import VisitRecord
 from ray_snake.storage import Storage
 
 NODES = 3

@@ -25,12 +25,14 @@ from scenarios import (
 
 from ray_snake.data import read_table, write_shard
 from ray_snake.runtime.events import NodeJoined, NodeLeft, NodeLost, NodeMoved, RunStarted
-from ray_snake.runtime.journal import JoinRecord, Journal, LeaveRecord
+from ray_snake.runtime.journal import Journal
 from ray_snake.runtime.meter import machine_name
+from ray_snake.runtime.records import JoinRecord, LeaveRecord
 from ray_snake.storage import Storage
 
 PROGRAMS = Path(sysconfig.get_path("scripts"))
 LATE = "late.arrow"
+LIMIT_BYTES = 2_400_000
 # Three processes one after another that import torch, on a machine that may have much else to do.
 PATIENCE_SECONDS = 300.0
 WAIT = ("--wait", str(PATIENCE_SECONDS))
@@ -134,8 +136,9 @@ def test_nodes_come_and_go_by_command_and_a_run_that_goes_on_has_the_same_bits(
         later.open()
 
     loss = both(gate.loss(2), later.loss(5))
+    config = with_sections(nodes={"memory_bytes": LIMIT_BYTES}, training={"micro_batch": "auto"})
     with meanwhile(script, gate, later):
-        result = fit(with_sections(), storage.uri, loss=loss, on_event=events.append)
+        result = fit(config, storage.uri, loss=loss, on_event=events.append)
 
     assert answers["bad"][0] == 2
     (line,) = answers["bad"][2].splitlines()
@@ -156,6 +159,7 @@ def test_nodes_come_and_go_by_command_and_a_run_that_goes_on_has_the_same_bits(
     changes = Journal(Storage(str(run))).changes
     (leave,) = [one for one in changes if isinstance(one, LeaveRecord)]
     (join,) = [one for one in changes if isinstance(one, JoinRecord)]
+    assert (join.limit, join.training.span) == (LIMIT_BYTES, "recompute")
     assert not [one for one in visits if one["node"] == 1 and one["visit"] > leave.visit]
     assert {one["trip"] for one in visits if one["node"] == 3} == set(range(join.trip + 1, 9))
     assert result.summary["nodes"]["late"]["visits"] == 8 - join.trip
@@ -176,7 +180,7 @@ def test_nodes_come_and_go_by_command_and_a_run_that_goes_on_has_the_same_bits(
     again = []
     with meanwhile(strike, third):
         resumed = fit(
-            with_sections(),
+            config,
             str(snapshot),
             loss=third.loss(1),
             resume=True,

@@ -11,7 +11,8 @@ from scenarios import until
 
 from ray_snake.errors import VisitFailedError
 from ray_snake.runtime.events import RunEnded, VisitStarted
-from ray_snake.runtime.journal import StartRecord, VisitRecord, read_records
+from ray_snake.runtime.journal import read_records
+from ray_snake.runtime.records import StartRecord, VisitRecord
 from ray_snake.storage import Storage
 
 # Beside its arrays: names, shapes, dtypes, and Ray's own header.

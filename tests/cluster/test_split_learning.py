@@ -4,7 +4,8 @@ import pytest
 from scenarios import NODES, STEPS, fit, kill, on_visit, pid_of, with_sections
 
 from ray_snake.runtime.events import NodeLost, Recovering, VisitDecided
-from ray_snake.runtime.journal import DRIVER, VisitRecord, read_records
+from ray_snake.runtime.journal import read_records
+from ray_snake.runtime.records import DRIVER, VisitRecord
 from ray_snake.storage import Storage
 
 CUT = 2

@@ -161,6 +161,16 @@ def test_a_node_with_a_limit_of_its_own_gets_no_span_beyond_it():
     assert most[1] <= limit < most[0]
 
 
+def test_a_node_that_joins_has_its_own_limit_and_way_to_train():
+    made = snake()
+    parts = made.config.training.model_copy(update={"micro_batch": 4})
+    limited, free, fitted = made.join(320, limit=7), made.join(320), made.join(320, training=parts)
+    assert [made.outlook.room(node) for node in (limited, free, fitted)] == [7, None, None]
+    visit = made.next()
+    whole, in_parts = (made.outlook.cost(visit, node).private_bytes for node in (free, fitted))
+    assert in_parts < whole
+
+
 def test_a_heap_limit_says_nothing_of_a_gpu_whose_free_memory_counts():
     costs = [snake().outlook.cost(one, 0).device_bytes for one in snake()._places.values()]
     made = snake(memory_bytes=1, gpus=0.5)

@@ -11,15 +11,15 @@ import math
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
 
-from ray_snake.config import SnakeConfig
+from ray_snake.config import SnakeConfig, TrainingConfig
 from ray_snake.data import ShardSource
 from ray_snake.errors import DataError, VisitFailedError
 from ray_snake.runtime.crew import Crew
 from ray_snake.runtime.driver import Driver
 from ray_snake.runtime.handles import BlocksLostError, ProcessLostError, StartedNode
-from ray_snake.runtime.journal import BlockRecord
 from ray_snake.runtime.messages import BlockTable, EvaluationReport, NodeSpec, VisitReport
 from ray_snake.runtime.placement import group_nodes
+from ray_snake.runtime.records import BlockRecord
 from ray_snake.runtime.registrar import Registrar
 from ray_snake.runtime.requests import Mailbox
 from ray_snake.runtime.roster import Roster
@@ -114,15 +114,25 @@ class FakeCluster:
     draining: set = field(default_factory=set)
     at_hand: dict[int, str] = field(default_factory=dict)
     delays: dict[str, int] = field(default_factory=dict)
+    joined: dict[int, NodeSpec] = field(default_factory=dict)
 
-    async def examine(self, source):
-        """Find eight rows in every shard but those called `empty`; none answers of one `away`."""
+    async def examine(self, source, entry):
+        """Find eight rows in every shard but those called `empty`; none answers of one `away`.
+
+        One that is called `small` streams.
+        """
         if source.name == "away":
             raise BlocksLostError("the cluster does not answer")
         if source.name == "empty":
             raise DataError(source.name, "has no rows", "leave that node out")
+        training = TrainingConfig(residency="stream") if source.name == "small" else None
         return NodeSpec(
-            source=source, sample_shape=(2,), integer_inputs=False, samples=8, classes=2
+            source=source,
+            sample_shape=(2,),
+            integer_inputs=False,
+            samples=8,
+            classes=2,
+            training=training,
         )
 
     async def take_fault(self, method, number):
@@ -250,6 +260,7 @@ class FakeLauncher:
         self._cluster.killed.append(group)
 
     def join(self, node, spec):
+        self._cluster.joined[node] = spec
         self._left.discard(node)
 
     def leave(self, node):
@@ -375,7 +386,7 @@ def make_driver(
         mailbox=Mailbox(storage),
         crew=crew,
         roster=roster,
-        data=config.data,
+        config=config,
         examine=cluster.examine,
         emit=emit,
     )

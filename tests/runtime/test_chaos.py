@@ -11,13 +11,8 @@ from hypothesis import strategies as st
 from ray_snake.planning.trips import Trips
 from ray_snake.runtime import driver as driver_module
 from ray_snake.runtime.events import VisitStarted
-from ray_snake.runtime.journal import (
-    JoinRecord,
-    Journal,
-    LeaveRecord,
-    StartRecord,
-    VisitRecord,
-)
+from ray_snake.runtime.journal import Journal
+from ray_snake.runtime.records import JoinRecord, LeaveRecord, StartRecord, VisitRecord
 from ray_snake.runtime.requests import AddRequest, Mailbox, RemoveRequest
 from ray_snake.runtime.states import Failed, Finished
 from ray_snake.storage import Storage

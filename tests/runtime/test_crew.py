@@ -4,9 +4,9 @@ from fakes import make_config
 
 from ray_snake.data import ShardSource
 from ray_snake.runtime.crew import Muster
-from ray_snake.runtime.journal import JoinRecord, LeaveRecord
 from ray_snake.runtime.messages import NodeSpec
 from ray_snake.runtime.placement import group_nodes
+from ray_snake.runtime.records import JoinRecord, LeaveRecord
 
 SOURCES = [ShardSource(uri=f"/shards/{name}.arrow") for name in ("north", "east", "south")]
 

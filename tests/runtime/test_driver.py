@@ -18,7 +18,8 @@ from ray_snake.runtime.events import (
     VisitProgress,
     VisitStarted,
 )
-from ray_snake.runtime.journal import EvaluationRecord, Journal, StartRecord, VisitRecord
+from ray_snake.runtime.journal import Journal
+from ray_snake.runtime.records import EvaluationRecord, StartRecord, VisitRecord
 from ray_snake.runtime.states import Failed, Finished, Starting, Visiting
 from ray_snake.storage import Storage
 

@@ -8,15 +8,8 @@ from pathlib import Path
 import pytest
 
 from ray_snake.errors import CheckpointError, StorageError
-from ray_snake.runtime.journal import (
-    SEGMENT_RECORDS,
-    BlockRecord,
-    EvaluationRecord,
-    Journal,
-    StartRecord,
-    VisitRecord,
-    read_records,
-)
+from ray_snake.runtime.journal import SEGMENT_RECORDS, Journal, read_records
+from ray_snake.runtime.records import BlockRecord, EvaluationRecord, StartRecord, VisitRecord
 from ray_snake.storage import Storage
 
 
@@ -172,7 +165,8 @@ def test_a_refused_append_leaves_the_journal_as_it_was(storage):
 
 APPENDS_FOR_EVER = """
 import itertools, sys
-from ray_snake.runtime.journal import EvaluationRecord, Journal
+from ray_snake.runtime.journal import Journal
+from ray_snake.runtime.records import EvaluationRecord
 from ray_snake.storage import Storage
 
 journal = Journal(Storage(sys.argv[1]))

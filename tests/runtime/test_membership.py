@@ -14,7 +14,8 @@ from ray_snake.runtime.events import (
     VisitDecided,
     VisitStarted,
 )
-from ray_snake.runtime.journal import EvaluationRecord, JoinRecord, Journal, LeaveRecord
+from ray_snake.runtime.journal import Journal
+from ray_snake.runtime.records import EvaluationRecord, JoinRecord, LeaveRecord
 from ray_snake.runtime.requests import AddRequest, Mailbox, RemoveRequest
 from ray_snake.runtime.states import Failed, Finished
 from ray_snake.storage import Storage
@@ -195,6 +196,20 @@ def test_a_run_that_goes_on_has_the_same_members_plan_and_bits(tmp_path, codec, 
         (one.visit, one.node) for one in Journal(whole.storage).changes
     ]
     assert [one.node for one in Journal(storage).visits] == whole.nodes()
+
+
+def test_a_node_that_joined_trains_as_it_was_fitted_also_when_the_run_goes_on(storage):
+    config = config_of(nodes={"memory_bytes": 5000})
+    first = Scene(storage, {2: [add("small"), add("north")]}, config=config)
+    first.cluster.faults["visit", 5] = [Fault.RAISES]
+    assert isinstance(first.play(), Failed)
+    small, north = Journal(storage).changes
+    assert (small.training.residency, small.limit) == ("stream", 5000)
+    assert north.training is None
+    again = FakeCluster(stored=first.cluster.stored)
+    assert isinstance(Scene(storage, {}, config=config, cluster=again).play(), Finished)
+    assert again.joined[small.node].training == small.training
+    assert again.joined[north.node].training is None
 
 
 def test_a_request_that_was_not_journalled_when_a_run_broke_off_is_taken_up_again(storage):

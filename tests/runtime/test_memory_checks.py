@@ -11,9 +11,9 @@ from ray_snake.data import ShardSource, make_table
 from ray_snake.errors import ConfigError
 from ray_snake.planning.blocks import BlockCost
 from ray_snake.runtime.forecast import measured_costs
-from ray_snake.runtime.memory_checks import fit_nodes, has_limits, known_costs
+from ray_snake.runtime.memory_checks import Entry, fit_joining, fit_nodes, has_limits, known_costs
 from ray_snake.runtime.messages import NodeSpec
-from ray_snake.runtime.preflight import check_model, check_shards
+from ray_snake.runtime.preflight import check_joining, check_model, check_shards
 from ray_snake.runtime.recipe import Recipe
 
 ROWS = 64
@@ -171,30 +171,79 @@ def test_a_run_that_adapts_needs_one_span_that_fits():
     assert all(one.training is not None for one in fitted)
 
 
+def texts(length):
+    """Return a shard of sixteen rows of tokens."""
+    tokens = np.random.default_rng(length).integers(0, 100, (16, length + 1))
+    return make_table(tokens[:, :-1], tokens[:, 1:])
+
+
+DECODER = SnakeConfig.from_tree(
+    {
+        "model": {"name": "decoder", "options": {"vocabulary": 100, "width": 32, "layers": 2}},
+        "nodes": {"memory_bytes": 2_000_000},
+        "training": {"micro_batch": 16},
+    }
+)
+"""Texts of eight tokens fit these settings' memory, those of 512 don't."""
+
+
 @pytest.mark.parametrize("lengths", [(8, 512), (512, 8)])
 def test_the_longest_rows_stand_for_all_in_whatever_order_nodes_come(lengths):
-    def rows(length):
-        tokens = np.random.default_rng(length).integers(0, 100, (16, length + 1))
-        return make_table(tokens[:, :-1], tokens[:, 1:])
-
-    decoder = {"vocabulary": 100, "width": 32, "layers": 2}
-    settings = SnakeConfig.from_tree(
-        {
-            "model": {"name": "decoder", "options": decoder},
-            "nodes": {"memory_bytes": 2_000_000},
-            "training": {"micro_batch": 16},
-        }
-    )
-    recipe = Recipe(config=settings)
-    sources = [ShardSource(table=rows(length), index=i) for i, length in enumerate(lengths)]
+    recipe = Recipe(config=DECODER)
+    sources = [ShardSource(table=texts(length), index=i) for i, length in enumerate(lengths)]
     stack = check_model(recipe, nodes=2)
     nodes = check_shards(stack, sources, recipe.named_task())
 
     def measure(shape, integers, timed):
         return measured_costs(
-            settings, stack, sample_shape=shape, integer_inputs=integers, timed=timed
+            DECODER, stack, sample_shape=shape, integer_inputs=integers, timed=timed
         )
 
-    costs = known_costs(settings, nodes, measure)
+    costs = known_costs(DECODER, nodes, measure)
     with pytest.raises(ConfigError, match=r"2000000 .* too few"):
-        fit_nodes(settings, nodes, costs)
+        fit_nodes(DECODER, nodes, costs)
+
+
+LATE = replace(NODES[0], source=ShardSource(uri="late.arrow"))
+FIFTH = Entry(node=4, gone=(1,), trip=1)
+
+
+def test_a_node_that_joins_trains_so_that_it_fits():
+    (first, *_) = fit_nodes(config(40_000), NODES, COSTS)
+    late = fit_joining(config(40_000), LATE, COSTS, FIFTH)
+    assert late.training == first.training
+    assert late.training.micro_batch < 32
+    assert fit_joining(config(), LATE, (), FIFTH) == LATE
+
+
+def test_a_node_that_joins_and_fits_in_no_way_is_told_how_much_it_lacks():
+    with pytest.raises(ConfigError) as caught:
+        fit_joining(config(5000), LATE, COSTS, FIFTH)
+    assert caught.value.subject == "nodes.memory_bytes"
+    text = str(caught.value)
+    takes = int(text.partition("takes ")[2].split(";")[0])
+    assert f"5000 bytes are {takes - 5000} too few for late:" in text
+    assert f"resume the run with at least {takes} for it" in text
+    assert fit_joining(config(takes), LATE, COSTS, FIFTH).training is not None
+
+
+def test_warm_up_visits_count_for_who_joins_while_there_are_some_to_come():
+    settings = config(snake={"warmup_trips": 3}, micro_batch=32)
+
+    def takes(trip):
+        limited = settings.model_copy(
+            update={"nodes": settings.nodes.model_copy(update={"memory_bytes": 5000})}
+        )
+        with pytest.raises(ConfigError) as caught:
+            fit_joining(limited, LATE, COSTS, Entry(node=3, gone=(), trip=trip))
+        return int(str(caught.value).partition("takes ")[2].split(";")[0])
+
+    assert takes(0) == takes(2) > takes(3)
+
+
+def test_the_shard_of_a_node_that_joins_is_measured_as_it_is():
+    recipe = Recipe(config=DECODER)
+    entry = Entry(node=2, gone=(), trip=1)
+    assert check_joining(recipe, ShardSource(table=texts(8), index=2), entry).training is not None
+    with pytest.raises(ConfigError, match=r"2000000 .* too few"):
+        check_joining(recipe, ShardSource(table=texts(512), index=2), entry)

@@ -20,8 +20,8 @@ from ray_snake.runtime.events import (
     VisitProgress,
     VisitStarted,
 )
-from ray_snake.runtime.journal import EvaluationRecord, VisitRecord
 from ray_snake.runtime.metrics import METRICS, RunMetrics
+from ray_snake.runtime.records import EvaluationRecord, VisitRecord
 
 
 class Kept:

@@ -10,8 +10,9 @@ from ray_snake.runtime import recorder as recorder_module
 from ray_snake.runtime.claim import Claim
 from ray_snake.runtime.events import Evaluated, VisitDecided
 from ray_snake.runtime.handles import BlocksLostError, ProcessLostError
-from ray_snake.runtime.journal import BlockRecord, Journal, TrafficRecord, Transfer, VisitRecord
+from ray_snake.runtime.journal import Journal
 from ray_snake.runtime.recorder import Recorder
+from ray_snake.runtime.records import BlockRecord, TrafficRecord, Transfer, VisitRecord
 from ray_snake.storage import Storage
 
 

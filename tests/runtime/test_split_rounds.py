@@ -12,7 +12,8 @@ from fakes import (
     run,
 )
 
-from ray_snake.runtime.journal import DRIVER, Journal
+from ray_snake.runtime.journal import Journal
+from ray_snake.runtime.records import DRIVER
 from ray_snake.runtime.states import Failed, Finished
 from ray_snake.storage import Storage
 from ray_snake.telemetry.summary import run_summary

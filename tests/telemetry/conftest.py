@@ -1,6 +1,6 @@
 import pytest
 
-from ray_snake.runtime.journal import EvaluationRecord, StartRecord, VisitRecord
+from ray_snake.runtime.records import EvaluationRecord, StartRecord, VisitRecord
 
 
 @pytest.fixture

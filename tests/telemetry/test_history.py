@@ -1,7 +1,7 @@
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ray_snake.runtime.journal import VisitRecord
+from ray_snake.runtime.records import VisitRecord
 from ray_snake.telemetry.history import HISTORY_SCHEMA, history_table
 
 

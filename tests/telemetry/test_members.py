@@ -3,7 +3,7 @@
 import pytest
 
 from ray_snake.config import SnakeConfig
-from ray_snake.runtime.journal import JoinRecord, LeaveRecord, StartRecord
+from ray_snake.runtime.records import JoinRecord, LeaveRecord, StartRecord
 from ray_snake.telemetry.members import all_names, run_members, run_trips
 
 CONFIG = SnakeConfig.from_tree({"snake": {"trips": 3}})

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import pytest
 
 from ray_snake.config import SnakeConfig
-from ray_snake.runtime.journal import BlockRecord, JoinRecord, LeaveRecord, StartRecord
+from ray_snake.runtime.records import BlockRecord, JoinRecord, LeaveRecord, StartRecord
 from ray_snake.telemetry.report import MOST_INCIDENTS, render_report
 
 NAMES = ("clinic-0", "clinic-1")

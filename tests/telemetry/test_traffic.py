@@ -1,4 +1,4 @@
-from ray_snake.runtime.journal import TrafficRecord, Transfer
+from ray_snake.runtime.records import TrafficRecord, Transfer
 from ray_snake.telemetry.traffic import traffic
 
 

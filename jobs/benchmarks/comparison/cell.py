@@ -28,8 +28,9 @@ from ray_snake.engine.stack import BlockStack
 from ray_snake.engine.visit import train_visit
 from ray_snake.planning.cost import predict_visit
 from ray_snake.planning.strategy import make_strategy
-from ray_snake.runtime.journal import EvaluationRecord, VisitRecord, read_records
+from ray_snake.runtime.journal import read_records
 from ray_snake.runtime.recipe import Recipe
+from ray_snake.runtime.records import EvaluationRecord, VisitRecord
 from ray_snake.storage import Storage
 from ray_snake.trainer import Result
 

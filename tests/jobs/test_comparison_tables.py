@@ -35,6 +35,17 @@ def test_there_are_looks_for_every_strategy(strategies, tmp_path):
     assert (tmp_path / "picture.png").stat().st_size > 10_000
 
 
+def test_there_is_a_picture_for_each_norm_and_the_snake_is_in_that_of_its_rivals(tmp_path):
+    rows = [row("snake", seed=seed, norm=norm) for seed in (1, 2) for norm in ("fixbn", "group")]
+    rows += [row("fedavg", norm=norm) for norm in ("fixbn", "group", "batch")]
+    rows += [row("snake-no-la"), {**row("local"), "curve": []}]
+    write_results(rows, tmp_path, name="small", made_by="")
+    pictures = {file.stem.removeprefix("small-iid-") for file in tmp_path.glob("*.png")}
+    assert pictures == {"rivals", "rivals-group", "rivals-batch", "snakes"}
+    page = (tmp_path / "small.md").read_text()
+    assert all(f"](small-iid-{one}.png)" in page for one in pictures)
+
+
 def test_what_stands_above_the_mark_is_kept(tmp_path):
     for made_by in ("the first time", "the second time"):
         write_results([row("snake")], tmp_path, name="small", made_by=made_by)

@@ -8,6 +8,8 @@ from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -42,17 +44,34 @@ def write_results(rows: Sequence[Row], folder: Path, *, name: str, made_by: str)
     for partition in dict.fromkeys(row["partition"] for row in rows):
         own = [row for row in rows if row["partition"] == partition]
         parts += [f"## {partition}", table(own)]
-        snakes = [row for row in own if row["strategy"].startswith("snake")]
-        pictures = {
-            "rivals": [row for row in own if row not in snakes or label(row) == "snake"],
-            "snakes": snakes if {*map(label, snakes)} != {"snake"} else [],
-        }
-        for what, shown in pictures.items():
-            if shown:
-                picture = f"{name}-{partition}-{what}.png"
-                plot(shown, folder / picture, title=f"{partition}, {what}")
-                parts.append(f"![Accuracy by samples, bytes and serial steps: {what}]({picture})")
+        for what, shown in _pictures(own).items():
+            picture = f"{name}-{partition}-{what}.png"
+            plot(shown, folder / picture, title=f"{partition}, {what}")
+            parts.append(f"![Accuracy by samples, bytes and serial steps: {what}]({picture})")
     file.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _pictures(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Return a partition's rows by what a picture of them is called; the default snake is last.
+
+    Rivals and snakes by their norm, the rivals with the snake that has the same. Where the norm is
+    the default one, the snakes with others are what they are compared with.
+    """
+    snakes = [row for row in rows if row["strategy"].startswith("snake")]
+    default = [row for row in snakes if row["strategy"] == "snake"]
+    pictures = {}
+    for norm in NORMS:
+        end = "" if norm == DEFAULT_NORM else f"-{norm}"
+        own = [row for row in rows if row["norm"] == norm and row not in default]
+        last = [row for row in default if row["norm"] == norm]
+        if rivals := [row for row in own if row not in snakes]:
+            pictures[f"rivals{end}"] = [*rivals, *last]
+        others = [row for row in own if row in snakes]
+        if not end:
+            others += [row for row in default if row["norm"] != norm]
+        if others:
+            pictures[f"snakes{end}"] = [*others, *last]
+    return pictures
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
@@ -148,7 +167,11 @@ def accuracy_at(row: Row, key: str, budget: float) -> float | None:
 
 
 def plot(rows: Sequence[Row], file: Path, *, title: str) -> None:
-    """Draw accuracy by samples, bytes and serial steps, a line for each strategy's first seed."""
+    """Draw accuracy by samples, bytes and serial steps, a line for each strategy.
+
+    It is the mean over seeds, with all of them in its shade. What moves nothing between nodes after
+    its first visit has a level line by bytes, at its last accuracy.
+    """
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -159,22 +182,24 @@ def plot(rows: Sequence[Row], file: Path, *, title: str) -> None:
     figure, axes = plt.subplots(1, 3, figsize=(18, 5.5), sharey=True, layout="constrained")
     names = list(dict.fromkeys(map(label, rows)))
     # A second round of colours is dashed, a third one dotted.
-    every = cycle(product(LINE_STYLES, plt.get_cmap("tab20").colors))
-    looks = dict(zip(names, every, strict=False)) | {"snake": ("-", "black")}
+    every = cycle(product(LINE_STYLES, plt.get_cmap("tab10").colors))
+    for name in names:
+        own = [row for row in rows if label(row) == name and row["curve"]]
+        if not own:
+            continue
+        is_snake = own[0]["strategy"] == "snake" and name in names[-1:]
+        style, colour = ("-", "black") if is_snake else next(every)
+        look = {"color": colour, "linestyle": style, "linewidth": 2.2 if is_snake else 1.2}
+        accuracy = _over_seeds(own, "accuracy")
+        for axis, key in zip(axes, axes_of, strict=True):
+            spent = _over_seeds(own, key).mean(axis=0)
+            if spent[0] == spent[-1]:
+                axis.axhline(accuracy.mean(axis=0)[-1], **look)
+                continue
+            axis.plot(spent, accuracy.mean(axis=0), label=name, zorder=2 + is_snake, **look)
+            ends = accuracy.min(axis=0), accuracy.max(axis=0)
+            axis.fill_between(spent, *ends, color=colour, alpha=0.12, linewidth=0)
     for axis, (key, words) in zip(axes, axes_of.items(), strict=True):
-        for name in names:
-            first = next(row for row in rows if label(row) == name)
-            style, colour = looks[name]
-            if first["curve"] and max(_totals(first, key)) > 0:
-                axis.plot(
-                    [point[key] for point in first["curve"]],
-                    [point["accuracy"] for point in first["curve"]],
-                    label=name,
-                    color=colour,
-                    linestyle=style,
-                    linewidth=2.2 if name == "snake" else 1.2,
-                    zorder=3 if name == "snake" else 2,
-                )
         axis.set_xlabel(words)
         axis.grid(alpha=0.3)
         if key == "bytes":
@@ -186,9 +211,15 @@ def plot(rows: Sequence[Row], file: Path, *, title: str) -> None:
             axis.xaxis.set_major_formatter(EngFormatter())
     axes[0].set_ylabel("accuracy on watched test rows")
     figure.suptitle(f"CIFAR-10, {title}")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right", fontsize="x-small")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right", fontsize="small")
     figure.savefig(file, dpi=120)
     plt.close(figure)
+
+
+def _over_seeds(rows: Sequence[Row], key: str) -> npt.NDArray[np.float64]:
+    """Return what a strategy's curves have, (seeds, points), up to the shortest one's end."""
+    points = min(len(row["curve"]) for row in rows)
+    return np.array([[point[key] for point in row["curve"][:points]] for row in rows])
 
 
 def _totals(row: Row, key: str) -> list[float]:

@@ -74,7 +74,7 @@ def hostmachines_up(request: Request) -> list[str]:
     A head without CPUs is how a cluster says that nothing should compute there; it counts where
     there is nothing else.
     """
-    able = [one for one in machines_up() if _matches(one.labels, request.labels)]
+    able = _able(request, machines_up())
     return [one.id for one in able if one.resources.get("CPU")] or [one.id for one in able]
 
 
@@ -183,7 +183,7 @@ def check_resources(
     sources: Sequence[ShardSource],
     own: Mapping[str, float],
 ) -> None:
-    """Check that the machines that are up can host all node actors that ask for the same at once.
+    """Check that the machines that are up can host all node actors at once, as far as sums tell.
 
     And that this one can give the driver's side its GPU shares.
 
@@ -200,28 +200,71 @@ def check_resources(
     _take_own(own, machines)
     if nodes.may_scale:
         return
-    for request, count in Counter(group.request for group in groups).items():
+    requests = Counter(group.request for group in groups)
+    able = {request: _able(request, machines) for request in requests}
+    for request, count in requests.items():
         first = next(group.nodes[0] for group in groups if group.request == request)
-        able = [one for one in machines if _matches(one.labels, request.labels)]
-        if not able:
-            known = sorted({f"{k}={v}" for one in machines for k, v in one.labels.items()})
+        _check_kind(nodes, request, count, able[request], machines, sources[first])
+    # More may not fit together, which is bin packing; what passes here waits for room in vain, and
+    # is told so after `nodes.start_timeout_seconds`.
+    hosts = {one.id: one for each in able.values() for one in each}.values()
+    asked: Counter[str] = Counter()
+    for request, count in requests.items():
+        asked.update({name: count * amount for name, amount in request.amounts.items()})
+    for resource, amount in asked.items():
+        if amount > sum(one.resources.get(resource, 0.0) for one in hosts) + 1e-6:
+            key = f"nodes.{_FIELDS.get(resource, 'resources')}"
             raise ResourceError(
-                setting_of(nodes, sources[first], "labels"),
-                f"no machine of the cluster has {dict(request.labels)}",
-                f"use labels that machines have ({', '.join(known) or 'none have any'})",
+                key,
+                f"{len(groups)} node actors ask for {amount:g} in all, which does not fit on what "
+                f"the cluster has ({_listed(resource, hosts)})",
+                f"lower {key}, {_MORE_ROOM}",
             )
-        for resource, amount in request.amounts.items():
-            room = sum(room_for(resource, amount, one.resources) for one in able)
-            if room < count:
-                key = setting_of(nodes, sources[first], _FIELDS.get(resource, "resources"))
-                have = ", ".join(f"{one.name} {one.resources.get(resource, 0.0):g}" for one in able)
-                raise ResourceError(
-                    key,
-                    f"{count} node actors with {amount:g} each don't fit on what the cluster has "
-                    f"({resource}: {have})",
-                    f"lower {key}, raise nodes.nodes_per_actor, or set nodes.may_scale if the "
-                    "cluster grows by itself",
-                )
+
+
+def _check_kind(
+    nodes: NodesConfig,
+    request: Request,
+    count: int,
+    able: Sequence[Machine],
+    machines: Sequence[Machine],
+    source: ShardSource,
+) -> None:
+    """Check that machines have room for all processes that ask for the same, of nodes like one."""
+    if not able:
+        known = sorted({f"{k}={v}" for one in machines for k, v in one.labels.items()})
+        raise ResourceError(
+            setting_of(nodes, source, "labels"),
+            f"no machine of the cluster has {dict(request.labels)}",
+            f"use labels that machines have ({', '.join(known) or 'none have any'})",
+        )
+    room = {
+        resource: [room_for(resource, amount, one.resources) for one in able]
+        for resource, amount in request.amounts.items()
+    }
+    for resource, each in room.items():
+        if sum(each) < count:
+            key = setting_of(nodes, source, _FIELDS.get(resource, "resources"))
+            raise ResourceError(
+                key,
+                f"{count} node actors with {request.amounts[resource]:g} each don't fit on what "
+                f"the cluster has ({_listed(resource, able)})",
+                f"lower {key}, {_MORE_ROOM}",
+            )
+    if room and sum(map(min, zip(*room.values(), strict=True))) < count:
+        key = setting_of(nodes, source, _FIELDS.get(next(iter(room)), "resources"))
+        asked = " and ".join(f"{name} {amount:g}" for name, amount in request.amounts.items())
+        raise ResourceError(
+            key,
+            f"{count} node actors with {asked} each don't fit on what the cluster has "
+            f"({'; '.join(_listed(resource, able) for resource in room)})",
+            f"lower {key}, {_MORE_ROOM}",
+        )
+
+
+def _listed(resource: str, machines: Iterable[Machine]) -> str:
+    each = ", ".join(f"{one.name} {one.resources.get(resource, 0.0):g}" for one in machines)
+    return f"{resource}: {each}"
 
 
 def _take_own(own: Mapping[str, float], machines: Sequence[Machine]) -> None:
@@ -246,7 +289,12 @@ def _take_own(own: Mapping[str, float], machines: Sequence[Machine]) -> None:
     resources["GPU"] = left
 
 
+_MORE_ROOM = "raise nodes.nodes_per_actor, or set nodes.may_scale if the cluster grows by itself"
 _FIELDS = {"CPU": "cpus", "GPU": "gpus", "memory": "memory_bytes"}
+
+
+def _able(request: Request, machines: Iterable[Machine]) -> list[Machine]:
+    return [one for one in machines if _matches(one.labels, request.labels)]
 
 
 def _matches(labels: dict[str, str], selector: Iterable[tuple[str, str]]) -> bool:

@@ -73,6 +73,15 @@ def test_every_order_runs_and_trains_every_span_on_every_node(storage, reference
             "mars",
         ),
         ({"each": [{"match": "digits/train[1]", "cpus": 9.0}]}, "nodes.each[0].cpus", "9"),
+        (
+            {
+                "cpus": 1.5,
+                "labels": {"site": "in(a,b)"},
+                "each": [{"match": "digits/train[2]", "cpus": 1.75}],
+            },
+            "nodes.cpus",
+            "3 node actors ask for 4.75 in all",
+        ),
     ],
 )
 def test_what_the_cluster_lacks_is_refused_before_any_actor_starts(
@@ -113,6 +122,17 @@ def test_gpus_that_the_drivers_machine_has_not_are_refused(
         fit(config, storage.uri)
     assert caught.value.subject == key
     assert storage.folders() == []
+
+
+def test_what_no_single_machine_has_together_is_refused(raylets):
+    sources = [ShardSource(uri="a")]
+    groups = group_nodes(NodesConfig(cpus=1.0, resources={"scanner": 1.0}), sources)
+    machine = raylets.add_node(num_cpus=0, resources={"scanner": 3.0})
+    try:
+        with pytest.raises(ResourceError, match=r"1 node actors with CPU 1 and scanner 1 each"):
+            check_resources(NodesConfig(), groups, sources, {})
+    finally:
+        raylets.remove_node(machine)
 
 
 def test_nodes_share_the_gpus_that_the_drivers_side_leaves(raylets):

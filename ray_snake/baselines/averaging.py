@@ -46,16 +46,17 @@ class FedProx(FedAvg):
 class FedPart(FedAvg):
     """FedPart (Wang et al. 2024, arXiv:2410.11559): rounds that train and send one block each.
 
-    A cycle is `baseline.full_rounds` rounds of the whole model, and then one round for every block
-    from the first to the last.
+    A cycle is `baseline.full_rounds` rounds of the whole model, and then `baseline.block_rounds`
+    for every block from the first to the last.
     """
 
     def plan(self, number: int, trip: int, node: int) -> Visit:
         """Return a visit that trains the round's blocks."""
-        full = self.config.baseline.full_rounds
-        block = (trip - 1) % (full + self.blocks) - full
-        if block < 0:
+        full, each = self.config.baseline.full_rounds, self.config.baseline.block_rounds
+        place = (trip - 1) % (full + each * self.blocks) - full
+        if place < 0:
             return self.whole(number, trip, node, averaged=True)
+        block = place // each
         return Visit(
             number=number,
             trip=trip,

@@ -17,10 +17,11 @@ class Cyclic(Strategy):
 
 
 class FedCyBGD(Strategy):
-    """Cyclic block updates (Wang and Yang 2024, arXiv:2406.11187), without its compression.
+    """Cyclic block updates (Wang et al. 2024, arXiv:2406.11187), without its compression.
 
     The network is cut into one segment per node (of equal block counts, as far as possible). The
-    nodes take turns, and each only ever trains its own segment.
+    nodes take turns, and each only ever trains its own segment, with `baseline.train_last` the last
+    block beside.
     """
 
     keeps_nodes = "each only ever trains its own segment of the network"
@@ -33,7 +34,10 @@ class FedCyBGD(Strategy):
             segment * self.blocks // segments,
             (segment + 1) * self.blocks // segments,
         )
-        return Visit(number=number, trip=trip, node=node, span=span, trained=tuple(span.blocks()))
+        trained = {*span.blocks()}
+        if self.config.baseline.train_last:
+            trained.add(self.blocks - 1)
+        return Visit(number=number, trip=trip, node=node, span=span, trained=tuple(sorted(trained)))
 
 
 class Alone(Cyclic):

@@ -279,6 +279,15 @@ class BaselineConfig(Section):
     full_rounds: NonNegativeInt = Field(
         default=5, description="Rounds of the whole model before each cycle of `fedpart`."
     )
+    block_rounds: PositiveInt = Field(
+        default=1,
+        description="Rounds in a row in which `fedpart` trains a block; its authors have 2.",
+    )
+    train_last: bool = Field(
+        default=False,
+        description="Whether the last block trains in every visit of `fedcybgd`, as its authors "
+        "have it for classification.",
+    )
     layers: PositiveInt = Field(
         default=2, description="Layers that `lisa` trains at a time, beside both ends."
     )

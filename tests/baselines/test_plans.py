@@ -40,6 +40,13 @@ def test_fedpart_trains_all_then_each_block_in_turn():
     assert all(one.averaged for one in visits)
 
 
+def test_fedpart_stays_with_a_block_for_as_many_rounds_as_it_is_told():
+    visits = plan("fedpart", nodes=1, baseline={"full_rounds": 1, "block_rounds": 2})
+    blocks = [one.trained for one in visits if len(one.trained) == 1]
+    assert blocks == [(block // 2,) for block in range(8)]
+    assert len(visits) - len(blocks) == 1
+
+
 def test_cyclic_trains_everything_one_after_another():
     visits = plan("cyclic")
     assert {one.trained for one in visits} == {tuple(range(BLOCKS))}
@@ -54,6 +61,11 @@ def test_fedcybgd_gives_every_node_a_segment_of_its_own(nodes, blocks):
     assert all(len(one) == 1 for one in segments)
     trained = [block for (one,) in segments[: min(nodes, blocks)] for block in one]
     assert trained == list(range(blocks))
+
+
+def test_the_last_block_may_train_in_every_visit_of_fedcybgd():
+    trained = [one.trained for one in plan("fedcybgd", baseline={"train_last": True})[:4]]
+    assert trained == [(0, 5), (1, 2, 5), (3, 5), (4, 5)]
 
 
 def test_lisa_trains_both_ends_and_layers_that_are_drawn_evenly():

@@ -38,6 +38,7 @@ class Variant:
         pooled: Whether all rows lie on one node.
         alone: Whether each node trains by itself, and the mean over nodes is reported.
         ablates: The name of the default that it changes; empty for a rival.
+        like: The variant whose learning rate it takes; empty: one of its own, or the snake's.
         partitions: What it is trained on unless something else is asked for.
         norms: With which norms likewise.
     """
@@ -47,13 +48,33 @@ class Variant:
     pooled: bool = False
     alone: bool = False
     ablates: str = ""
+    like: str = ""
     partitions: tuple[str, ...] = tuple(PARTITIONS)
     norms: tuple[str, ...] = (DEFAULT_NORM,)
 
     @property
     def tuned_as(self) -> str:
         """The variant whose learning rate it takes."""
-        return "snake" if self.ablates else self.name
+        return self.like or ("snake" if self.ablates else self.name)
+
+
+def _fedavg(
+    name: str,
+    *,
+    trips: int | None = None,
+    epochs: int = 1,
+    augmentation: Mapping[str, Any] | None = None,
+) -> Variant:
+    """Return FedAvg with logit adjustment, with other rounds or passes over the rows."""
+    settings: dict[str, Any] = {
+        "strategy": "fedavg",
+        "loss": ADJUSTED,
+        "training": {"epochs": epochs},
+        "augmentation": augmentation or {},
+    }
+    if trips is not None:
+        settings["snake"] = {"trips": trips}
+    return Variant(name=name, settings=settings, like="fedavg+la", partitions=HEADLINE)
 
 
 RIVALS = (
@@ -105,6 +126,61 @@ RIVALS = (
         settings={"strategy": "fedavg", "loss": PLAIN, "augmentation": AUGMENTED},
         partitions=HEADLINE,
     ),
+    # With about the snake's bytes, each with a schedule of its own.
+    Variant(
+        name="cyclic-6-trips+la+kd",
+        settings={"strategy": "cyclic", "loss": KEPT, "snake": {"trips": 6}},
+        like="cyclic+la+kd",
+        partitions=HEADLINE,
+    ),
+    _fedavg("fedavg-3-rounds+la", trips=3),
+    # With the snake's samples too; with FedAvg's bytes and four times the samples, as
+    # `snake-equal-bytes` has; and what those samples give where all of them are on one machine.
+    _fedavg("fedavg-3-rounds-4-epochs+la", trips=3, epochs=4),
+    _fedavg("fedavg-4-epochs+la", epochs=4),
+    _fedavg("fedavg-4-epochs+la+flip-crop", epochs=4, augmentation=AUGMENTED),
+    Variant(
+        name="centralised-48-trips+flip-crop",
+        settings={
+            "strategy": "centralised",
+            "loss": PLAIN,
+            "augmentation": AUGMENTED,
+            "snake": {"trips": 48},
+        },
+        pooled=True,
+        like="centralised",
+        partitions=HEADLINE,
+    ),
+    # Closer to their authors' code: FedPart's rate stays, FedCyBGD's classifier always trains.
+    Variant(
+        name="fedpart-constant+la",
+        settings={
+            "strategy": "fedpart",
+            "loss": ADJUSTED,
+            "baseline": {"full_rounds": 2},
+            "training": {"schedule": "constant"},
+        },
+        like="fedpart+la",
+        partitions=HEADLINE,
+    ),
+    Variant(
+        name="fedpart-22-rounds+la",
+        settings={
+            "strategy": "fedpart",
+            "loss": ADJUSTED,
+            "baseline": {"full_rounds": 2, "block_rounds": 2},
+            "snake": {"trips": 22},
+            "training": {"schedule": "constant"},
+        },
+        like="fedpart+la",
+        partitions=HEADLINE,
+    ),
+    Variant(
+        name="fedcybgd-last-block+la",
+        settings={"strategy": "fedcybgd", "loss": ADJUSTED, "baseline": {"train_last": True}},
+        like="fedcybgd+la",
+        partitions=HEADLINE,
+    ),
 )
 
 # Spans of about equal memory. The first two blocks only train in the warm-up: most of what a visit
@@ -141,6 +217,8 @@ def snake(
 
 SNAKES = (
     snake(),
+    # Three of the eight can train the whole model, the others only ever train spans.
+    snake("snake-few-warm-up", "warm-up", snake={**SNAKE, "warmup_nodes": [0, 1, 2]}),
     snake("snake-no-warm-up", "warm-up", snake=WITHOUT_WARM_UP),
     snake("snake-one-trip", "trips per span", snake={**SNAKE, "trips_per_span": 1}),
     snake("snake-equal-bytes", "trips", snake=LONG),

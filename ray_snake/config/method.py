@@ -225,8 +225,8 @@ class TrainingConfig(Section):
     )
     cache_bytes: NonNegativeInt = Field(
         default=2**28,
-        description="Up to this size a visit's prefix outputs stay in memory; beyond it they go "
-        "to a memory-mapped temporary file.",
+        description="Up to this size a visit's prefix outputs stay in memory, and so does what its "
+        "teacher keeps; beyond it they go to memory-mapped temporary files.",
     )
 
 

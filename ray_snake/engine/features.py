@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ray_snake.config import TrainingConfig
 from ray_snake.engine.augment import Augmentation
-from ray_snake.engine.cache import PrefixCache
+from ray_snake.engine.cache import RowCache
 from ray_snake.engine.head import Head
 from ray_snake.engine.objective import Objective
 from ray_snake.engine.padding import without_padding
@@ -24,8 +24,9 @@ class Features:
 
     With several passes over the rows ahead, the prefix's outputs and the targets are kept from
     the first one; what the teacher kept is always at hand. There is one entry for each row as it is
-    in each draw of the augmentation. Where frozen blocks come and go, the prefix's outputs are
-    always kept: each block computes for all rows before the next one is brought in.
+    in each draw of the augmentation; large sets of them lie in files. Where frozen blocks come and
+    go, the prefix's outputs are always kept: each block computes for all rows before the next one
+    is brought in.
 
     Args:
         stack: The network, its frozen blocks in the care of `frozen`.
@@ -59,14 +60,14 @@ class Features:
         self._samples = samples
         self._augmentation = augmentation
         self._device = device
-        self._cache: PrefixCache | None = None
-        self._targets: Tensor | None = None
+        self._cache: RowCache | None = None
         self._objective = objective
-        self._kept: Kept | None = None
+        self._kept: tuple[RowCache, ...] = ()
         self._frozen = frozen
         self._head = head
         self._entries = len(samples) * augmentation.draws
         self._cache_bytes = training.cache_bytes
+        self._targets = RowCache(len(samples), limit_bytes=training.cache_bytes)
         # What goes through the network at once in training does so here.
         size = training.micro_batch if isinstance(training.micro_batch, int) else None
         self._batch_size = min(size or training.batch_size, training.batch_size)
@@ -81,12 +82,9 @@ class Features:
         """Return (features, targets, what the teacher kept or none) of the rows in an epoch."""
         draw = epoch % self._augmentation.draws
         entries = draw * len(self._samples) + rows
-        kept = None
-        if self._kept is not None:
-            index = torch.from_numpy(entries).to(self._device)
-            kept = tuple(one[index] for one in self._kept)
-        if self._cache is not None and self._targets is not None:
-            targets = self._targets[torch.from_numpy(rows).to(self._device)]
+        kept = tuple(one.gather(entries, self._device) for one in self._kept) or None
+        if self._cache is not None:
+            targets = self._targets.gather(rows, self._device)
             features = self._cache.gather(entries, self._device)
             return without_padding(self._stack, features), targets, kept
         inputs, targets = self._load(rows, draw)
@@ -97,8 +95,9 @@ class Features:
 
     def close(self) -> None:
         """Let go of what is kept in memory or in a file."""
-        if self._cache is not None:
-            self._cache.close()
+        for cache in (self._cache, self._targets, *self._kept):
+            if cache is not None:
+                cache.close()
 
     def _load(self, rows: Rows, draw: int) -> tuple[Tensor, Tensor]:
         inputs, targets = load_batch(self._samples, rows, self._device)
@@ -109,18 +108,15 @@ class Features:
         """Run every batch through the prefix, and on through the network for the teacher."""
         self._stack.eval()
         last = self._stack.scoring
-        targets, kept = [], []
         if keeps:
             self._cache = self._new_cache()
-        for inputs, batch_targets in self._loaded():
+        for inputs, targets in self._loaded():
             features = self._stack(inputs, 0, self.first)
-            if batch_targets is not None:
-                targets.append(batch_targets)
             if self._cache is not None:
                 self._cache.append(features)
+                self._targets.append(targets)
             if self._objective.needs_teacher:
-                kept.append(self._head.keep(self._stack(features, self.first, last)))
-        self._keep(targets, kept)
+                self._keep(self._head.keep(self._stack(features, self.first, last)))
 
     @torch.no_grad()
     def _block_by_block(self) -> None:
@@ -131,19 +127,17 @@ class Features:
         """
         self._stack.eval()
         last = self._stack.scoring
-        targets, kept = [], []
-        inputs: PrefixCache | None = None
-        spare: PrefixCache | None = None
+        inputs: RowCache | None = None
+        spare: RowCache | None = None
         for stage in range(last + 1 if self._objective.needs_teacher else self.first):
             if stage == self.first:
                 self._cache = inputs
             made = spare or self._new_cache()
             with self._frozen.present(self._stack.block_of(stage)):
-                for x, batch_targets in self._loaded() if inputs is None else self._parts(inputs):
-                    if batch_targets is not None:
-                        targets.append(batch_targets)
+                for x, targets in self._loaded() if inputs is None else self._parts(inputs):
+                    self._targets.append(targets)
                     if stage == last:
-                        kept.append(self._head.keep(x))
+                        self._keep(self._head.keep(x))
                     else:
                         made.append(self._stack(x, stage, stage + 1))
             spare = inputs if inputs is not self._cache else None
@@ -152,27 +146,30 @@ class Features:
             inputs = made
         if self._cache is None and self.first > 0:
             self._cache = inputs
-        self._keep(targets, kept)
 
-    def _loaded(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+    def _loaded(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the inputs of all entries in batches, and the targets of the first draw's."""
         for draw in range(self._augmentation.draws):
             for rows in in_order(len(self._samples), self._batch_size):
                 inputs, targets = self._load(rows, draw)
-                yield inputs, targets if draw == 0 else None
+                yield inputs, targets if draw == 0 else targets[:0]
 
-    def _parts(self, outputs: PrefixCache) -> Iterator[tuple[Tensor, None]]:
-        """Yield the same batches of what a block made of them."""
+    def _parts(self, outputs: RowCache) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the same batches of what a block made of them, and no targets."""
         count = len(self._samples)
         for draw in range(self._augmentation.draws):
             for rows in in_order(count, self._batch_size):
                 start, stop = (draw * count + int(one) for one in (rows[0], rows[-1] + 1))
-                yield outputs.part(start, stop, self._device), None
+                yield (
+                    outputs.part(start, stop, self._device),
+                    self._targets.part(0, 0, self._device),
+                )
 
-    def _new_cache(self) -> PrefixCache:
-        return PrefixCache(self._entries, limit_bytes=self._cache_bytes)
+    def _new_cache(self) -> RowCache:
+        return RowCache(self._entries, limit_bytes=self._cache_bytes)
 
-    def _keep(self, targets: list[Tensor], kept: list[Kept]) -> None:
-        self._targets = torch.cat(targets)
-        if kept:
-            self._kept = tuple(torch.cat(parts) for parts in zip(*kept, strict=True))
+    def _keep(self, parts: Kept) -> None:
+        """Add what the teacher keeps of the next rows."""
+        self._kept = self._kept or tuple(self._new_cache() for _ in parts)
+        for cache, part in zip(self._kept, parts, strict=True):
+            cache.append(part)

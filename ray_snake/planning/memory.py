@@ -229,6 +229,8 @@ class MemoryModel:
         trains_last = len(blocks) - 1 in self._trained
         way = way_of(len(blocks) - 1, blocks, trains=trains_last, training=training)
         self._keeps_lead = way == "eager"
+        # With `top_k` scores and their classes are kept apart.
+        self._teacher_parts = 2 if loss.teacher == "top_k" else 1
         self._teacher_row_bytes = {
             "logits": outputs,
             # A float and a class number each.
@@ -257,7 +259,7 @@ class MemoryModel:
         size, parts = rows_at_once(self._training, rows)
         always = self._resident_copies
         if self._teacher:
-            always += kept * self._teacher_row_bytes
+            always += self._kept(kept)
         cache = self._held(kept * self._input_bytes) if cached else 0.0
         state = self._weights * (1 + self._state)
         before = (state if steps > 1 else 0) + (self._weights if parts > 1 else 0)
@@ -350,10 +352,13 @@ class MemoryModel:
         elif self._teacher:
             last = size * self._loss_row_bytes
         if self._teacher:
-            # What is kept of batches is put together at the end.
-            last = max(last, kept * self._teacher_row_bytes)
             most = max(most, last + 2 * kept_set)
         return most + (0.0 if self._streams and not self._teacher else cache)
+
+    def _kept(self, rows: int) -> float:
+        """Return what a teacher keeps of so many rows in memory."""
+        parts = self._teacher_parts
+        return parts * self._held(rows * self._teacher_row_bytes / parts)
 
     def _held(self, size: float) -> float:
         """Return what outputs of a size take in memory: large ones lie in a file."""

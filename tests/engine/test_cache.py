@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ray_snake.engine.cache import PrefixCache
+from ray_snake.engine.cache import RowCache
 
 CPU = torch.device("cpu")
 ROWS = 10
@@ -16,7 +16,7 @@ def outputs(dtype=torch.float32):
 
 
 def filled(limit_bytes, dtype=torch.float32):
-    cache = PrefixCache(ROWS, limit_bytes=limit_bytes)
+    cache = RowCache(ROWS, limit_bytes=limit_bytes)
     for part in outputs(dtype).split(4):
         cache.append(part)
     return cache
@@ -56,6 +56,6 @@ def test_what_is_gathered_stays_when_the_cache_is_closed():
 
 
 def test_the_cache_keeps_no_graph():
-    cache = PrefixCache(2, limit_bytes=2**20)
+    cache = RowCache(2, limit_bytes=2**20)
     cache.append(torch.ones(2, 3, requires_grad=True) * 2)
     assert not cache.gather(np.arange(2), CPU).requires_grad

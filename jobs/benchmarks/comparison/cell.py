@@ -25,7 +25,7 @@ from ray_snake.engine.profile import profile_blocks
 from ray_snake.engine.residency import place
 from ray_snake.engine.split import Reply, train_front
 from ray_snake.engine.stack import BlockStack
-from ray_snake.engine.visit import train_visit
+from ray_snake.engine.visit import VisitControl, train_visit
 from ray_snake.planning.cost import predict_visit
 from ray_snake.planning.strategy import make_strategy
 from ray_snake.runtime.journal import read_records
@@ -35,6 +35,7 @@ from ray_snake.storage import Storage
 from ray_snake.trainer import Result
 
 FLUCTUATION_TRIPS = 3
+MEASURED_STEPS = 3
 NOTHING = BatchResult(samples=0, loss=0.0, right=0, judged=0)
 
 
@@ -106,7 +107,7 @@ def train(cell: Cell, scale: Scale, pictures: Pictures, config: SnakeConfig, run
     if not cell.tuning:
         largest = max(pictures.shards, key=lambda one: one.stat().st_size)
         shard = pictures.pooled if cell.variant.pooled else largest
-        row["peak_memory_bytes"] = peak_memory(
+        row |= peak_memory(
             config, shard, nodes=config.nodes.nodes_per_actor, device=_device(config)
         )
     return row
@@ -128,6 +129,7 @@ def _train(
         nodes=list(nodes), config=config, storage=runs, name=name, resume=known, progress=False
     ).fit()
     curve = _curve(result)
+    visits = [one for one in read_records(Storage(result.run)) if isinstance(one, VisitRecord)]
     row = {
         "strategy": cell.variant.name,
         "norm": cell.norm,
@@ -136,6 +138,9 @@ def _train(
         "learning_rate": cell.rate,
         "samples": curve[-1]["samples"],
         "bytes": result.summary["bytes_moved"],
+        "bytes_with_copies": sum(
+            one.bytes_pulled + one.bytes_returned + one.exchanged_bytes for one in visits
+        ),
         "serial_steps": curve[-1]["serial_steps"],
         "seconds": result.summary["seconds"],
         "config_hash": config.fingerprint(),
@@ -227,58 +232,83 @@ def _flops(config: SnakeConfig, result: Result, nodes: Sequence[Path]) -> float:
     )
 
 
-def peak_memory(config: SnakeConfig, shard: Path, *, nodes: int, device: torch.device) -> int:
+class _FewSteps(VisitControl):
+    """Ends a visit after its third step: what later ones take is the same."""
+
+    def ends_early(self) -> bool:
+        """Return whether there were three."""
+        return self.step >= MEASURED_STEPS
+
+
+def peak_memory(
+    config: SnakeConfig, shard: Path, *, nodes: int, device: torch.device
+) -> dict[str, int]:
     """Return the peak bytes of a node's visit, measured, over all kinds of visits of its schedule.
 
     That is, what torch allocates from loading the weights to the end of the third step, on the
     largest shard, and the weights that arrived on its device: on the CPU views of the object store,
-    which a node that is alone on its machine has for itself. Visits that only some nodes are able
-    to do, the snake's warm-up, are left out.
+    which a node that is alone on its machine has for itself. Files are not in it.
+
+    Returns:
+        `peak_memory_bytes`, without visits that only some nodes are able to do, the snake's
+        warm-up; and `largest_peak_memory_bytes`, with them.
     """
     recipe = Recipe(config=config)
     samples = NodeDataset.open(ShardSource.of(str(shard)))
-    short = config.training.model_copy(update={"steps": 3})
-    objective = recipe.objective(samples.label_counts(10))
     strategy = make_strategy(config, nodes=nodes, blocks=len(recipe.initial()))
-    kinds = {
-        (visit.trained, visit.cut)
-        for visit in iter(strategy.next, None)
-        if not strategy.is_warm_up(visit)
+    kinds: dict[tuple[tuple[int, ...], int | None], bool] = {}
+    for visit in iter(strategy.next, None):
+        kind = visit.trained, visit.cut
+        kinds[kind] = kinds.get(kind, True) and strategy.is_warm_up(visit)
+    peaks = {kind: _peak_of(recipe, samples, *kind, device=device) for kind in kinds}
+    usual = [peak for kind, peak in peaks.items() if not kinds[kind]]
+    return {
+        "peak_memory_bytes": max(usual),
+        "largest_peak_memory_bytes": max(peaks.values()),
     }
+
+
+def _peak_of(
+    recipe: Recipe,
+    samples: NodeDataset,
+    trained: tuple[int, ...],
+    cut: int | None,
+    *,
+    device: torch.device,
+) -> int:
+    config = recipe.config
+    stack = recipe.initial()
+    place(stack, trained, training=config.training, device=device)
     common: dict[str, Any] = {
         "learning_rate": config.training.learning_rate,
         "seed": 1,
-        "training": short,
+        "training": config.training,
         "augmentation": config.augmentation,
         "device": device,
+        "control": _FewSteps(),
     }
-    peaks = []
-    for trained, cut in kinds:
-        stack = recipe.initial()
-        place(stack, trained, training=config.training, device=device)
-        if cut is None:
-            visit = partial(
-                train_visit,
-                trained=trained,
-                objective=objective,
-                proximal=config.loss.proximal,
-                **common,
-            )
-        else:
-            visit = partial(train_front, cut=cut, exchange=_reply, **common)
-        held = sum(
-            tensor.nbytes
-            for block in range(len(stack) if cut is None else cut)
-            for tensor in stack.tensors(block).values()
-            if tensor.device.type == device.type
+    if cut is None:
+        visit = partial(
+            train_visit,
+            trained=trained,
+            objective=recipe.objective(samples.label_counts(10)),
+            proximal=config.loss.proximal,
+            **common,
         )
-        peaks.append(held + peak_bytes(partial(visit, stack, samples), device))
-    return max(peaks)
+    else:
+        visit = partial(train_front, cut=cut, exchange=_reply, **common)
+    held = sum(
+        tensor.nbytes
+        for block in range(len(stack) if cut is None else cut)
+        for tensor in stack.tensors(block).values()
+        if tensor.device.type == device.type
+    )
+    return held + peak_bytes(partial(visit, stack, samples), device)
 
 
 def _reply(outputs: torch.Tensor, targets: torch.Tensor) -> Reply:
     del targets
-    return Reply(gradient=outputs, batch=NOTHING)
+    return Reply(gradient=outputs.clone(), batch=NOTHING)
 
 
 def _mean(rows: Sequence[Row]) -> Row:
@@ -290,6 +320,7 @@ def _mean(rows: Sequence[Row]) -> Row:
         "fluctuation": statistics.mean(one.get("fluctuation", 0.0) for one in rows),
         "samples": sum(one["samples"] for one in rows),
         "bytes": 0,
+        "bytes_with_copies": 0,
         "serial_steps": max(one["serial_steps"] for one in rows),
         "seconds": sum(one["seconds"] for one in rows),
         "flops": sum(one.get("flops", 0.0) for one in rows),

@@ -20,6 +20,7 @@ NORM_NAMES = {"fixbn": "FixBN", "batch": "BatchNorm", "group": "GroupNorm", "non
 SEEDS = 3
 LINE_STYLES = ("-", "--", ":")
 BUDGETS = ("bytes", "samples", "serial_steps")
+ENOUGH = 0.9
 MARK = "<!-- What stands above this line is kept; what follows is written by accuracy.py. -->"
 
 
@@ -134,9 +135,10 @@ def table(rows: Sequence[Row]) -> str:
         for key in BUDGETS
     }
     head = (
-        "| strategy | seeds | accuracy | spread | fluctuation | samples | MB moved | peak MB "
-        "| Tflop | serial steps | at equal bytes | at equal samples | at equal steps |\n"
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+        "| strategy | seeds | accuracy | spread | fluctuation | samples | MB moved | with copies "
+        "| peak MB | largest | Tflop | serial steps "
+        "| at equal bytes | at equal samples | at equal steps |\n"
+        f"|{' --- |' * 15}"
     )
     lines = [head]
     for name, own in groups.items():
@@ -147,7 +149,9 @@ def table(rows: Sequence[Row]) -> str:
             f"| {name} | {', '.join(str(row['seed']) for row in own)} "
             f"| {statistics.mean(accuracies):.3f} | {spread} "
             f"| {_mean(own, 'fluctuation'):.3f} | {_mean(own, 'samples'):,.0f} "
-            f"| {_mean(own, 'bytes') / 1e6:,.1f} | {_mean(own, 'peak_memory_bytes') / 1e6:,.1f} "
+            f"| {_megabytes(own, 'bytes')} | {_megabytes(own, 'bytes_with_copies')} "
+            f"| {_megabytes(own, 'peak_memory_bytes')} "
+            f"| {_megabytes(own, 'largest_peak_memory_bytes')} "
             f"| {_mean(own, 'flops') / 1e12:,.1f} | {_mean(own, 'serial_steps'):,.0f} "
             f"| {' | '.join(equal)} |"
         )
@@ -155,7 +159,10 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def accuracy_at(row: Row, key: str, budget: float) -> float | None:
-    """Return the last accuracy that a run had before it used up a budget; none before the first.
+    """Return the last accuracy that a run had before it used up a budget.
+
+    None before its first one, and where it ends with less than nine tenths of the budget: it might
+    have become better.
 
     Args:
         row: A cell's row.
@@ -163,7 +170,7 @@ def accuracy_at(row: Row, key: str, budget: float) -> float | None:
         budget: How much of it.
     """
     within = [point["accuracy"] for point in row["curve"] if point[key] <= budget]
-    return within[-1] if within else None
+    return within[-1] if within and max(_totals(row, key)) >= ENOUGH * budget else None
 
 
 def plot(rows: Sequence[Row], file: Path, *, title: str) -> None:
@@ -228,6 +235,12 @@ def _totals(row: Row, key: str) -> list[float]:
 
 def _mean(rows: Sequence[Row], key: str) -> float:
     return statistics.mean(row[key] for row in rows)
+
+
+def _megabytes(rows: Sequence[Row], key: str) -> str:
+    """Return the mean in MB; older rows lack some figures."""
+    known = [row[key] for row in rows if row.get(key) is not None]
+    return f"{statistics.mean(known) / 1e6:,.1f}" if known else "-"
 
 
 def _mean_at(rows: Sequence[Row], key: str, budget: float | None) -> str:

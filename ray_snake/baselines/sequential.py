@@ -24,7 +24,7 @@ class FedCyBGD(Strategy):
     block beside.
     """
 
-    keeps_nodes = "each only ever trains its own segment of the network"
+    keeps_nodes = "each has a segment of the network for its own"
 
     def plan(self, number: int, trip: int, node: int) -> Visit:
         """Return a visit that trains the node's segment."""

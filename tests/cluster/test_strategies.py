@@ -1,5 +1,6 @@
 """Strategies on real clusters: those that must come to the same weights do, bit for bit."""
 
+import pytest
 import torch
 from scenarios import fit, kill, on_visit, pid_of
 
@@ -8,6 +9,9 @@ from ray_snake.runtime.journal import Journal
 from ray_snake.storage import Storage
 
 HIDDEN = [24, 16]
+MLP = {"name": "mlp", "options": {"inputs": 64, "classes": 10, "hidden": HIDDEN}}
+# Its batch norms' statistics travel, are averaged, and stay as they are in the second trip.
+CNN = {"name": "cnn", "options": {"width": 4, "norm": "batch"}}
 
 
 def config(strategy, *, count, **sections):
@@ -15,7 +19,7 @@ def config(strategy, *, count, **sections):
         {
             "seed": 5,
             "strategy": strategy,
-            "model": {"name": "mlp", "options": {"inputs": 64, "classes": 10, "hidden": HIDDEN}},
+            "model": MLP,
             "data": {
                 "source": "builtin://digits/train",
                 "partition": {"scheme": "dirichlet", "nodes": count, "alpha": 0.5},
@@ -33,16 +37,18 @@ def weights(settings, folder):
     return fit(settings, folder).summary["weights_sha256"]
 
 
-def test_fedavg_with_one_node_is_centralised_training(raylets, tmp_path):
-    averaged = weights(config("fedavg", count=1), tmp_path / "fedavg")
-    assert averaged == weights(config("centralised", count=1), tmp_path / "centralised")
+@pytest.mark.parametrize("model", [MLP, CNN])
+def test_fedavg_with_one_node_is_centralised_training(raylets, tmp_path, model):
+    averaged = weights(config("fedavg", count=1, model=model), tmp_path / "fedavg")
+    central = weights(config("centralised", count=1, model=model), tmp_path / "centralised")
+    assert averaged == central
 
 
-def test_a_span_of_the_whole_model_is_cyclic_training(raylets, tmp_path):
-    wide = config("snake", count=3, snake={"span_width": len(HIDDEN) + 1})
-    assert weights(wide, tmp_path / "snake") == weights(
-        config("cyclic", count=3), tmp_path / "cyclic"
-    )
+@pytest.mark.parametrize(("model", "blocks"), [(MLP, len(HIDDEN) + 1), (CNN, 5)])
+def test_a_span_of_the_whole_model_is_cyclic_training(raylets, tmp_path, model, blocks):
+    wide = config("snake", count=3, model=model, snake={"span_width": blocks})
+    cyclic = config("cyclic", count=3, model=model)
+    assert weights(wide, tmp_path / "snake") == weights(cyclic, tmp_path / "cyclic")
 
 
 def test_averages_do_not_depend_on_where_nodes_are(raylets, tmp_path):

@@ -337,12 +337,33 @@ def _with_model(config: SnakeConfig, model: str) -> SnakeConfig:
     return _with(config, "model", name=model)
 
 
-def _with_absolute_folder(config: SnakeConfig) -> SnakeConfig:
+def with_absolute_paths(config: SnakeConfig, folder: Path) -> SnakeConfig:
+    """Return settings whose local paths are all in full: a sweep's trials work in other folders.
+
+    A run's own settings keep the data's paths as they were given: whoever goes on with it may have
+    them elsewhere, as the next job of a cluster has its working directory.
+
+    Args:
+        config: The settings.
+        folder: What relative paths begin at.
+    """
+    config = _with_absolute_folder(config, folder)
+    data, held_out = config.data, config.evaluation.data
+    if shards := tuple(_absolute(one, folder) for one in data.shard_uris(folder)):
+        config = _with(config, "data", shards=shards)
+    if data.source is not None:
+        config = _with(config, "data", source=_absolute(data.source, folder))
+    if held_out is not None:
+        config = _with(config, "evaluation", data=_absolute(held_out, folder))
+    return _with(config, "storage", uri=_absolute(config.storage.uri, folder))
+
+
+def _with_absolute_folder(config: SnakeConfig, beside: Path = Path()) -> SnakeConfig:
     """Return settings that name a pretrained model's folder in full: actors work in others."""
     model = config.model.options.get("model")
     if config.model.name != HUGGINGFACE or not isinstance(model, str):
         return config
-    folder = Path(model).expanduser()
+    folder = beside / Path(model).expanduser()
     if not folder.is_dir():
         return config
     options = {**config.model.options, "model": str(folder.absolute())}
@@ -401,10 +422,10 @@ def evaluation_source(config: SnakeConfig, given: object | None = None) -> Shard
     )
 
 
-def _absolute(data: object) -> object:
+def _absolute(data: object, beside: Path = Path()) -> object:
     """Return a local path as an absolute one, since actors work in other folders."""
     if isinstance(data, (str, os.PathLike)) and "://" not in os.fspath(data):
-        return str(Path(data).expanduser().absolute())
+        return str((beside / Path(data).expanduser()).absolute())
     return data
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
 from typing import Any, Literal
 
@@ -96,13 +97,18 @@ class DataConfig(Section):
             raise ValueError("source needs data.partition; set data.partition.nodes and .scheme")
         return self
 
-    def shard_uris(self) -> tuple[str, ...]:
-        """Return the shard paths or URIs in node order, with patterns expanded."""
+    def shard_uris(self, folder: str | os.PathLike[str] | None = None) -> tuple[str, ...]:
+        """Return the shard paths or URIs in node order, with patterns expanded.
+
+        Args:
+            folder: Where relative patterns are looked for; none: the current one.
+        """
         if self.shards is None:
             return ()
         if isinstance(self.shards, tuple):
             return self.shards
-        return tuple(found for one in _braces_expanded(self.shards) for found in _files(one))
+        expanded = _braces_expanded(self.shards)
+        return tuple(found for one in expanded for found in _files(one, folder))
 
 
 def _braces_expanded(pattern: str) -> list[str]:
@@ -123,10 +129,10 @@ def _braces_expanded(pattern: str) -> list[str]:
     return [f"{head}{one}{rest}" for one in chosen for rest in _braces_expanded(tail)]
 
 
-def _files(pattern: str) -> list[str]:
+def _files(pattern: str, folder: str | os.PathLike[str] | None) -> list[str]:
     if "://" in pattern or not glob.has_magic(pattern):
         return [pattern]
-    return sorted(glob.glob(pattern))
+    return sorted(glob.glob(pattern, root_dir=folder))
 
 
 class EvaluationConfig(Section):

@@ -15,7 +15,7 @@ from ray_snake.runtime.placement import group_nodes
 from ray_snake.runtime.records import EvaluationRecord, VisitRecord
 from ray_snake.runtime.run_folder import SETTINGS
 from ray_snake.storage import Storage
-from ray_snake.trainer import SnakeTrainer, node_sources
+from ray_snake.trainer import SnakeTrainer, node_sources, with_absolute_paths
 from ray_snake.tune.space import applied, with_values
 
 if TYPE_CHECKING:
@@ -35,17 +35,21 @@ def make_trainable(config: SnakeConfig) -> Callable[[Mapping[str, Any]], None]:
     A trial's parameters are dotted keys (`training.learning_rate`); other keys are refused. It
     reports after each trip: `trip`, `visit`, `accuracy` (in [0, 1]), `loss`, `bytes_moved`. Its run
     is in `config.storage` under the trial's id, and its checkpoint is that run's location, no
-    weights: a trial that died goes on from its journal.
+    weights: a trial that died goes on from its journal. Relative paths, a parameter's too, begin at
+    the folder in which this was called.
 
     Args:
         config: The settings; of its sweep only `when` of the axes counts.
     """
+    folder = Path.cwd()
+    config = with_absolute_paths(config, folder)
 
     def train(values: Mapping[str, Any]) -> None:
         from ray import tune
 
         name = trial_run(tune.get_context().get_trial_id())
         own = with_values(config, applied(config.tune.space, values))
+        own = with_absolute_paths(own, folder)
         if own.nodes.gpus == "auto":
             # All that the cluster has would be shared out to each trial.
             own = with_values(own, {"nodes.gpus": 0.0})

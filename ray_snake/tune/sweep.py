@@ -6,9 +6,11 @@ import contextlib
 import logging
 import math
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -23,7 +25,7 @@ from ray.tune.search import Searcher
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from ray_snake.config import SnakeConfig
-from ray_snake.errors import ConfigError, RunError, StorageError, first_line
+from ray_snake.errors import MOST_OF_A_MESSAGE, ConfigError, RunError, StorageError
 from ray_snake.storage import Storage
 from ray_snake.tune.space import applied, domains
 from ray_snake.tune.trial import make_trainable, trial_run, tune_resources
@@ -117,7 +119,7 @@ class Sweep:
 
         Raises:
             StorageError: If there is a sweep already, or none to go on with.
-            RunError: If no trial came to its first trip.
+            RunError: If no trial came to its first trip, or none has a number to be ranked by.
         """
         filesystem, path = self._storage.filesystem()
         where = f"{path}/{EXPERIMENT}"
@@ -210,7 +212,9 @@ class Sweep:
         if all(score is None for score in scores):
             cause = next((one.error for one in trials if one.error), "no reason given")
             raise RunError(
-                f"no trial came to the end of a trip ({cause})",
+                f"no trial has a number as its {metric}"
+                if any(one.trip for one in trials)
+                else f"no trial came to the end of a trip ({cause})",
                 "look into it, then go on with --resume",
             )
 
@@ -265,10 +269,13 @@ class _Listener(tune.Callback):
 
 
 def _reason(trial: TuneTrial) -> str:
-    """Return in a line what ended a trial; empty if nothing did."""
-    error = trial.get_error()
-    cause = getattr(error, "cause", None) or error
-    return first_line(cause) if cause else ""
+    """Return in a line what ended a trial last; empty if nothing did."""
+    # Written on this machine first; Tune brings it into the sweep's folder now and then.
+    file = Path(trial.error_file or "")
+    text = file.read_text(encoding="utf-8") if file.is_file() else str(trial.get_error() or "")
+    # Each failure adds a heading and what a traceback ends with: the error.
+    lines = text.strip().splitlines() or [""]
+    return re.sub(r"^ray_snake\.errors\.\w+: ", "", lines[-1].strip())[:MOST_OF_A_MESSAGE]
 
 
 def _search(name: str, seed: int) -> Searcher | BasicVariantGenerator:

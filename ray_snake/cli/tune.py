@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,25 +53,17 @@ def tune(
     from rich.console import Console
 
     from ray_snake.runtime.connection import connected
-    from ray_snake.runtime.preflight import check_model, check_shards
-    from ray_snake.runtime.recipe import Recipe
     from ray_snake.storage import Storage
     from ray_snake.telemetry.hparams import write_hparams
-    from ray_snake.trainer import evaluation_source, node_sources
     from ray_snake.tune.findings import importance, write_findings
     from ray_snake.tune.space import check_sweep
     from ray_snake.tune.sweep import Sweep
 
-    check_sweep(loaded)
-    sources = node_sources(loaded, None)
-    judged = evaluation_source(loaded)
-    recipe = Recipe(config=loaded)
-    stack = check_model(recipe, nodes=len(sources))
-    looked_at = [sources[0], *([] if judged is None else [judged])]
-    check_shards(stack, looked_at, recipe.named_task())
+    check_sweep(loaded, partial(_check_run, loaded.tune.metric))
     folder = Storage(
-        storage or loaded.storage.uri, timeout_seconds=loaded.storage.timeout_seconds
-    ).child(name or config.stem)
+        loaded.storage.uri if storage is None else storage,
+        timeout_seconds=loaded.storage.timeout_seconds,
+    ).child(config.stem if name is None else name)
     folder.check_writable()
     console = Console(stderr=True)
     with connected(address):
@@ -113,6 +106,42 @@ def tune(
             "importance": mattered,
         }
         click.echo(json.dumps(line))
+
+
+def _check_run(metric: str, config: SnakeConfig) -> None:
+    """Check all of a trial's settings that can be checked before it starts.
+
+    Raises:
+        InputError: If the trial could not be, or not be ranked by the metric.
+    """
+    from ray_snake.runtime.preflight import check_model, check_nodes, check_settings, classes_for
+    from ray_snake.runtime.recipe import Recipe
+    from ray_snake.trainer import evaluation_source, node_sources
+
+    sources = node_sources(config, None)
+    judged = evaluation_source(config)
+    recipe = Recipe(config=config)
+    stack = check_model(recipe, nodes=len(sources))
+    classes_of = partial(classes_for, stack, task=recipe.named_task())
+    held_out = check_nodes(classes_of, [] if judged is None else [judged], _looks)
+    check_settings(config, check_nodes(classes_of, sources, _looks))
+    for one in held_out:
+        if metric == "accuracy" and one.classes is None and one.tokens is None:
+            raise ConfigError(
+                "tune.metric",
+                f"'accuracy' is for classes and tokens, and the labels of {one.name} are numbers",
+                'set it to "loss"',
+            )
+
+
+def _looks(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+    return [_look(function, *one) for one in arguments]
+
+
+@cache
+def _look(function: Callable[..., Any], *arguments: Any) -> Any:  # noqa: ANN401 - what it returns
+    """Call a function with a source, once: most trials' shards are the same."""
+    return function(*arguments)
 
 
 def _say(console: Console, report: Report, trips: int) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ray_snake.config import SnakeConfig
 from ray_snake.config.tune import Axis, TuneConfig
-from ray_snake.errors import ConfigError
+from ray_snake.errors import ConfigError, InputError
+
+# Sections whose settings are the sweep's.
+NOT_SEARCHED = ("tune", "storage")
 
 
 def with_values(config: SnakeConfig, values: Mapping[str, Any]) -> SnakeConfig:
@@ -43,11 +46,18 @@ def applied(space: Mapping[str, Axis], values: Mapping[str, Any]) -> dict[str, A
     }
 
 
-def check_sweep(config: SnakeConfig) -> None:
-    """Check a sweep's settings against the run's.
+def check_sweep(config: SnakeConfig, check: Callable[[SnakeConfig], object]) -> None:
+    """Check a sweep's settings: the run's own, and with each value of each axis.
+
+    A value can be if it can alone, or along with values of the other axes.
+
+    Args:
+        config: The settings.
+        check: Of a run's settings all that can be checked before it starts.
 
     Raises:
         ConfigError: Naming the axis and the value that can't be.
+        InputError: From `check`, of the settings without any axis.
     """
     tune = config.tune
     if not tune.space:
@@ -58,6 +68,8 @@ def check_sweep(config: SnakeConfig) -> None:
         )
     for key, axis in tune.space.items():
         subject = f'tune.space."{key}"'
+        if key.partition(".")[0] in NOT_SEARCHED:
+            raise ConfigError(subject, "is the sweep's own setting, not a trial's", "set it once")
         if tune.search == "optuna" and axis.grid is not None:
             raise ConfigError(subject, "is a grid, which optuna does not know", "use choice")
         for other, wanted in axis.when.items():
@@ -67,15 +79,34 @@ def check_sweep(config: SnakeConfig) -> None:
                     f"waits for {other} to be {wanted!r}, which no axis gives it",
                     "correct `when`",
                 )
+    check(config)
+    for key, axis in tune.space.items():
         for value in _candidates(axis):
-            _check_value(config, subject, {**axis.when, key: value})
+            _check_value(config, key, value, check)
 
 
-def _check_value(config: SnakeConfig, subject: str, values: Mapping[str, Any]) -> None:
-    try:
-        with_values(config, values)
-    except ConfigError as error:
-        raise ConfigError(subject, f"{error.subject}: {error.problem}", error.remedy) from None
+def _check_value(
+    config: SnakeConfig, key: str, value: object, check: Callable[[SnakeConfig], object]
+) -> None:
+    refused: list[InputError] = []
+    for values in _trials_with(config.tune.space, key, value):
+        try:
+            check(with_values(config, values))
+        except InputError as error:
+            refused.append(error)
+        else:
+            return
+    problem = f"{refused[0].subject}: {refused[0].problem}"
+    raise ConfigError(f'tune.space."{key}"', problem, refused[0].remedy)
+
+
+def _trials_with(space: Mapping[str, Axis], key: str, value: object) -> Iterator[dict[str, Any]]:
+    """Yield an axis's value alone, and with the other axes', so that each of theirs turns up."""
+    yield {**space[key].when, key: value}
+    others = {other: _candidates(axis) for other, axis in space.items()}
+    for turn in range(max(len(values) for values in others.values())):
+        drawn = {other: values[turn % len(values)] for other, values in others.items()}
+        yield applied(space, {**drawn, **space[key].when, key: value})
 
 
 def _candidates(axis: Axis) -> tuple[Any, ...]:

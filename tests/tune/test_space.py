@@ -4,11 +4,21 @@ import pytest
 
 from ray_snake.config import SnakeConfig
 from ray_snake.errors import ConfigError
+from ray_snake.runtime.preflight import check_model
+from ray_snake.runtime.recipe import Recipe
 from ray_snake.tune.findings import best_settings, importance, trials_table
 from ray_snake.tune.space import applied, check_sweep, with_values
 from ray_snake.tune.sweep import Trial
 
 BASE = {"evaluation": {"data": "builtin://digits/test"}}
+
+
+def any_run(config):
+    """Find nothing wrong with a run."""
+
+
+def a_model_that_fits(config):
+    check_model(Recipe(config=config), nodes=2)
 
 
 def config(space, **tune):
@@ -35,7 +45,7 @@ def test_what_depends_on_another_axis_counts_only_with_it():
             "training.momentum": {"uniform": [0.5, 0.9], "when": {"training.optimizer": "sgd"}},
         }
     )
-    check_sweep(swept)
+    check_sweep(swept, any_run)
     given = {"training.optimizer": "adamw", "training.momentum": 0.7}
     assert applied(swept.tune.space, given) == {"training.optimizer": "adamw"}
     given["training.optimizer"] = "sgd"
@@ -59,8 +69,27 @@ def test_what_depends_on_another_axis_counts_only_with_it():
 )
 def test_what_can_not_be_searched_is_refused_by_its_key(space, tune, words):
     with pytest.raises(ConfigError) as caught:
-        check_sweep(config(space, **tune))
+        check_sweep(config(space, **tune), any_run)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "proximal", [{"choice": [0.0, 0.1]}, {"choice": [0.1], "when": {"strategy": "fedprox"}}]
+)
+def test_a_value_that_needs_another_axis_is_tried_with_it(proximal):
+    space = {"strategy": {"choice": ["snake", "fedprox"]}, "loss.proximal": proximal}
+    check_sweep(config(space), a_model_that_fits)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [("fedprox", "loss.proximal: is 0"), ("fedavgg", "strategy: there is no strategy 'fedavgg'")],
+)
+def test_a_value_that_no_other_axis_helps_is_refused_by_its_own(value, words):
+    space = {"seed": {"grid": [1, 2]}, "strategy": {"choice": ["snake", value]}}
+    with pytest.raises(ConfigError) as caught:
+        check_sweep(config(space), a_model_that_fits)
+    assert str(caught.value).startswith(f'tune.space."strategy": {words}')
 
 
 @pytest.mark.parametrize(
@@ -83,7 +112,7 @@ def test_an_axis_that_is_none_is_refused_by_its_key(axis):
 def test_trials_without_held_out_rows_are_refused():
     swept = SnakeConfig.from_tree({"tune": {"space": {"seed": {"choice": [1, 2]}}}})
     with pytest.raises(ConfigError, match=r"evaluation\.data"):
-        check_sweep(swept)
+        check_sweep(swept, any_run)
 
 
 def trials(rates, scores):

@@ -1,4 +1,4 @@
-"""What users can add by name: strategies, orders and losses.
+"""What users can add: strategies, orders and losses.
 
 A name is one of the project's own, an entry point of an installed package (in the group
 `ray_snake.strategies`, `ray_snake.orders` or `ray_snake.losses`), or `package.module:Name`.
@@ -7,14 +7,20 @@ A name is one of the project's own, an entry point of an installed package (in t
 from __future__ import annotations
 
 import importlib
+import inspect
 import operator
 import traceback
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ray_snake.errors import ConfigError, SnakeError, did_you_mean
+
+if TYPE_CHECKING:
+    from ray_snake.planning.order import Order
+    from ray_snake.planning.strategy import Strategy
 
 Answer = TypeVar("Answer")
 
@@ -53,6 +59,19 @@ OWN: Mapping[Kind, Mapping[str, str]] = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class OwnClasses:
+    """What a user gave as classes.
+
+    Attributes:
+        strategy: In place of the one that the settings name; none: that one.
+        order: Likewise.
+    """
+
+    strategy: type[Strategy] | None = None
+    order: type[Order] | None = None
+
+
 def find(kind: Kind, name: str) -> Any:  # noqa: ANN401 - whatever the user registered
     """Return the class or function of a name.
 
@@ -84,6 +103,27 @@ def import_path(own: object) -> str:
     """Return where a class or function is imported from, `module:name`; else what it looks like."""
     name = getattr(own, "__qualname__", None)
     return repr(own) if name is None else f"{own.__module__}:{name}"
+
+
+def check_class(kind: Kind, found: object, base: type[object]) -> Any:  # noqa: ANN401 - `base`, or below
+    """Return a strategy's or order's class; check that it is one, with all that it has to have.
+
+    Raises:
+        ConfigError: If it is no subclass of `base`, or has not all of its methods.
+    """
+    wanted = f"ray_snake.{base.__name__}"
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise ConfigError(
+            KEYS[kind], f"{import_path(found)} is no subclass of {wanted}", "derive it from that"
+        )
+    if inspect.isabstract(found):
+        lacking = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
+        raise ConfigError(
+            KEYS[kind],
+            f"{import_path(found)} has no {lacking} of its own",
+            f"name a class derived from {wanted} that has it",
+        )
+    return found
 
 
 def is_ours(own: object) -> bool:

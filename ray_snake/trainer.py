@@ -16,8 +16,7 @@ import ray
 from ray_snake.config import SnakeConfig
 from ray_snake.data import ShardSource
 from ray_snake.errors import ConfigError, DriverFailedError, InputError, RunError
-from ray_snake.extensions import import_path
-from ray_snake.planning.snake import Snake
+from ray_snake.extensions import OwnClasses, import_path
 from ray_snake.runtime.cluster import (
     check_resources,
     own_gpus,
@@ -165,16 +164,16 @@ class SnakeTrainer:
         if isinstance(model, str):
             config = _with_model(config, model)
         config = _with_absolute_folder(config)
-        if order is not None:
-            config = _with(config, "snake", order=import_path(order))
-            strategy = type("Snake", (strategy or Snake,), {"order": order})
-        elif strategy is not None:
+        if strategy is not None:
             config = config.model_copy(update={"strategy": import_path(strategy)})
+        if order is not None:
+            # Checked again: not every setting goes with every order.
+            config = SnakeConfig.from_tree(_with(config, "snake", order=import_path(order)).tree())
         self._recipe = Recipe(
             config=config,
             function=model if callable(model) else None,
             loss=loss,
-            strategy=strategy,
+            own=OwnClasses(strategy=strategy, order=order),
         )
         self._nodes = nodes
         self._evaluation = evaluation
@@ -246,7 +245,7 @@ class SnakeTrainer:
                     specs = check_nodes(checks.classes, muster.sources, there)
                 check_settings(config, specs)
                 costs = known_costs(config, muster.remaining(specs), checks.costs)
-            nodes = fit_nodes(config, muster.first_specs(specs), costs, self._recipe.strategy)
+            nodes = fit_nodes(config, muster.first_specs(specs), costs, self._recipe.own)
             blocks = replace(blocks, costs=costs if config.snake.adapt else ())
             # From here on the run leaves a folder behind; all that can be checked was.
             if not self._resume:
@@ -287,7 +286,7 @@ class SnakeTrainer:
                 storage,
                 evaluation,
                 groups,
-                self._recipe.strategy,
+                self._recipe.own,
                 # Of a trial: the driver would leave it, and its nodes with it.
                 ray.util.get_current_placement_group(),
             )

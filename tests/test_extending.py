@@ -11,6 +11,7 @@ import pytest
 
 from ray_snake import SnakeConfig, SnakeTrainer
 from ray_snake.runtime.journal import Journal
+from ray_snake.runtime.run_folder import RunFolder
 from ray_snake.storage import Storage
 
 PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
@@ -115,6 +116,8 @@ def test_classes_and_functions_as_objects(raylets, folder, monkeypatch):
     assert len(trained(own.run)[0]) == 1
     ordered = SnakeTrainer(order=source["BackToFront"], **options).fit()
     assert trained(ordered.run)[0][0] > 0
+    recipe = RunFolder.open(ordered.run).config
+    assert (recipe.strategy, recipe.snake.order) == ("snake", "__main__:BackToFront")
     assert "order=BackToFront" in SNIPPETS["calls"]
     recorded = json.loads(Storage(own.run).read("run.json"))
     assert "HeadFirst" in json.dumps(recorded)
@@ -138,6 +141,10 @@ class Divides(ray_snake.Order):
     def choose(self, turn, least_trained):
         return 1 // 0
 
+class Misspelt(ray_snake.Order):
+    def chose(self, turn, least_trained):
+        return least_trained[0]
+
 class Elsewhere(ray_snake.Order):
     def choose(self, turn, least_trained):
         return 99
@@ -153,11 +160,15 @@ def of_each(outputs, labels):
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ("strategy=broken:Unfinished", "strategy: broken:Unfinished raised TypeError: Can't inst"),
+        ("strategy=broken:Unfinished", "strategy: broken:Unfinished has no plan of its own; name"),
         ("strategy=broken:Raises", "broken:Raises raised KeyError: 'x' (broken.py, line 9)"),
         ("strategy=broken:ForgetsToReturn", "broken:ForgetsToReturn.plan returned None; return a"),
         ("strategy=broken:Raise", "module 'broken' has no 'Raise'; did you mean 'Raises'? name"),
         ("snake.order=broken:Divides", "snake.order: broken:Divides raised ZeroDivisionError"),
+        (
+            "snake.order=broken:Misspelt",
+            "snake.order: broken:Misspelt has no choose of its own; na",
+        ),
         ("snake.order=broken:Elsewhere", "broken:Elsewhere chose 99, and the spans that coverage"),
         ("loss.name=broken:of_one", "loss.name: broken:of_one can't compare outputs (2, 10) with"),
         ("loss.name=broken:of_each", "loss.name: broken:of_each can't compare outputs (2, 10)"),

@@ -10,8 +10,9 @@ from typing import ClassVar
 
 from ray_snake.config import SnakeConfig
 from ray_snake.errors import ConfigError
+from ray_snake.planning.sharing import check_may_share
 from ray_snake.planning.span import Visit
-from ray_snake.planning.strategy import Strategy, check_may_share
+from ray_snake.planning.strategy import Strategy
 
 
 class Split(Strategy):

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ray_snake.errors import ConfigError
-from ray_snake.extensions import find
+from ray_snake.extensions import check_class, find
 from ray_snake.seeds import derive_seed
 
 
@@ -118,11 +117,7 @@ def find_order(name: str) -> type[Order]:
     """Return the order of a name.
 
     Raises:
-        ConfigError: If there is none of that name.
+        ConfigError: If there is none of that name, or it lacks a method.
     """
-    found = find("order", name)
-    if not (isinstance(found, type) and issubclass(found, Order)):
-        raise ConfigError(
-            "snake.order", f"{name!r} is no subclass of ray_snake.Order", "derive it from that"
-        )
+    found: type[Order] = check_class("order", find("order", name), Order)
     return found

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import ClassVar
 
 from ray_snake.config import SnakeConfig
 from ray_snake.errors import ConfigError
-from ray_snake.extensions import ask, import_path
+from ray_snake.extensions import ask, check_class, import_path
 from ray_snake.planning.adaptation import Adaptation, Choice
 from ray_snake.planning.coverage import Coverage
 from ray_snake.planning.order import Order, Turn, find_order
@@ -29,16 +29,18 @@ class Snake(Strategy):
         config: The run's settings.
         nodes: Number of nodes at the start.
         blocks: Number of blocks of the network.
+        order: A user's own order; none: the one that the settings name.
 
     Raises:
         ConfigError: If spans, heads or warm-up nodes don't fit, or there is no such order.
     """
 
-    order: ClassVar[type[Order] | None] = None
-    """A user's own order; none: the one that the settings name."""
     spreads = True
+    takes_order = True
 
-    def __init__(self, config: SnakeConfig, *, nodes: int, blocks: int) -> None:
+    def __init__(
+        self, config: SnakeConfig, *, nodes: int, blocks: int, order: type[Order] | None = None
+    ) -> None:
         super().__init__(config, nodes=nodes, blocks=blocks)
         snake = config.snake
         if snake.spans is None:
@@ -76,12 +78,15 @@ class Snake(Strategy):
         self._proposals: dict[int, int] = {}
         # Asked for again when a planned visit is handed out: its turn, and the place.
         self._proposal: tuple[tuple[int, int, int], int] | None = None
-        self._order = (self.order or find_order(snake.order))(
+        kind: type[Order] = check_class("order", order, Order) if order else find_order(snake.order)
+        make = functools.partial(
+            kind,
             spans=len(self.spans),
             seed=config.seed,
             stay=snake.trips_per_span,
             turns=snake.turns,
         )
+        self._order: Order = ask("order", kind, make)
         _check_warmup_nodes(config, nodes)
         self._adaptation: Adaptation | None = None
 
@@ -98,7 +103,9 @@ class Snake(Strategy):
     def crossing(self, trip: int) -> list[int]:
         """Return the nodes of a trip as the order has them."""
         members = self.members
-        nodes = [members[place] for place in self._order.crossing(trip, len(members))]
+        order = self._order
+        places = ask("order", type(order), order.crossing, trip, len(members))
+        nodes = [members[place] for place in places]
         return nodes if self._adaptation is None else self._adaptation.crossing(trip, nodes)
 
     def plan(self, number: int, trip: int, node: int) -> Visit:

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from ray_snake.config import SnakeConfig, TrainingConfig
 from ray_snake.errors import ConfigError
-from ray_snake.extensions import ask, find, import_path
+from ray_snake.extensions import OwnClasses, ask, check_class, find, import_path
 from ray_snake.planning.order import forth_and_back
 from ray_snake.planning.outlook import Facts, Outcome, Outlook
 from ray_snake.planning.span import Span, Visit
@@ -44,6 +44,8 @@ class Strategy(ABC):
     """Whether some visits are averaged: all of a trip's then start from the same model."""
     spreads: ClassVar[bool] = False
     """Whether several visits can go on at once: they are averaged, or `plan` heeds `running`."""
+    takes_order: ClassVar[bool] = False
+    """Whether it is made with a user's own `order` too, which pairs nodes and spans."""
     keeps_nodes: ClassVar[str] = ""
     """Why no node may join or leave on the way; empty where they may."""
 
@@ -337,22 +339,6 @@ def _may_go_on_together(one: Visit, other: Visit) -> bool:
     return not set(one.trained) & set(other.trained)
 
 
-def check_may_share(config: SnakeConfig) -> None:
-    """Check that what split learning sends may leave a node.
-
-    Raises:
-        ConfigError: If the settings don't say so.
-    """
-    if not config.baseline.shares_activations:
-        raise ConfigError(
-            "baseline.shares_activations",
-            f"is false, and with strategy {config.strategy!r} the activations at the cut and the "
-            "label of every row, and the node's label counts, leave their node for a server at "
-            "the driver's side",
-            "set it to true if they may, or choose a strategy that keeps them on the node",
-        )
-
-
 def scheduled(training: TrainingConfig, *, trip: int, trips: int) -> float:
     """Return the learning rate of a trip (from 1).
 
@@ -365,7 +351,7 @@ def scheduled(training: TrainingConfig, *, trip: int, trips: int) -> float:
 
 
 def make_strategy(
-    config: SnakeConfig, *, nodes: int, blocks: int, kind: type[Strategy] | None = None
+    config: SnakeConfig, *, nodes: int, blocks: int, own: OwnClasses | None = None
 ) -> Strategy:
     """Return the settings' strategy at a run's start.
 
@@ -373,17 +359,19 @@ def make_strategy(
         config: The run's settings.
         nodes: Number of nodes.
         blocks: Number of blocks of the network.
-        kind: A user's own class; none: what `strategy` names.
+        own: A user's own classes; none: what the settings name.
 
     Raises:
         ConfigError: If there is none of that name, or the settings don't fit it.
     """
-    chosen = kind or find("strategy", config.strategy)
-    if not (isinstance(chosen, type) and issubclass(chosen, Strategy)):
+    own = own or OwnClasses()
+    named = own.strategy or find("strategy", config.strategy)
+    chosen: type[Strategy] = check_class("strategy", named, Strategy)
+    if own.order is not None and not chosen.takes_order:
         raise ConfigError(
-            "strategy",
-            f"{config.strategy!r} is no subclass of ray_snake.Strategy",
-            "derive it from ray_snake.Strategy",
+            "order",
+            f"{import_path(own.order)} is for the snake, and the strategy is {config.strategy!r}",
+            "leave it out, or choose a strategy that is a snake",
         )
     if chosen.averages and config.codec.name != "none":
         raise ConfigError(
@@ -399,8 +387,9 @@ def make_strategy(
             f"{config.strategy!r} averages them",
             'set it to "reset"',
         )
+    ordered = {} if own.order is None else {"order": own.order}
     strategy: Strategy = ask(
-        "strategy", chosen, functools.partial(chosen, config, nodes=nodes, blocks=blocks)
+        "strategy", chosen, functools.partial(chosen, config, nodes=nodes, blocks=blocks, **ordered)
     )
     _check_heads(strategy)
     _check_mean(strategy)

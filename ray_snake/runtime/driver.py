@@ -14,6 +14,7 @@ from typing import Any
 
 from ray_snake.config import SnakeConfig
 from ray_snake.errors import NodeFailedError, SnakeError, TakenOverError, VisitFailedError
+from ray_snake.extensions import OwnClasses
 from ray_snake.layers.ledger import Ledger, Parcel
 from ray_snake.planning.anchor import Anchors
 from ray_snake.planning.span import Visit
@@ -60,7 +61,7 @@ class Driver:
         meter: Counts what machines receive.
         evaluates: Whether the process engine has held-out rows.
         emit: Told everything that happens, in order.
-        strategy: A user's own class; none: the one that the settings name.
+        own: A user's own classes; none: what the settings name.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Driver:
         meter: Meter,
         evaluates: bool,
         emit: Callable[[Event], None],
-        strategy: type[Strategy] | None = None,
+        own: OwnClasses | None = None,
     ) -> None:
         self.state: State = Starting()
         self._config = config
@@ -90,7 +91,7 @@ class Driver:
         self._meter = meter
         self._evaluates = evaluates
         self._emit = emit
-        self._strategy_kind = strategy
+        self._own = own
         self._recoveries_left = config.failures.recoveries
         self._refused_in_a_row = 0
         self._decided = 0
@@ -150,7 +151,7 @@ class Driver:
             self._config,
             nodes=len(self._facts.rows),
             blocks=len(self._blocks.names),
-            kind=self._strategy_kind,
+            own=self._own,
         )
         costs = journal.costs or self._blocks.costs
         if costs:

@@ -14,7 +14,7 @@ from ray.util.placement_group import PlacementGroup
 from ray_snake.config import SnakeConfig
 from ray_snake.data import ShardSource
 from ray_snake.errors import ResourceError, first_line
-from ray_snake.planning.strategy import Strategy
+from ray_snake.extensions import OwnClasses
 from ray_snake.runtime.actors import AnyActor, AnyRef
 from ray_snake.runtime.answers import error_of
 from ray_snake.runtime.cluster import check_resources, has_room
@@ -52,7 +52,7 @@ class SnakeDriver:
         storage: The run's folder.
         evaluation: Held-out rows, or none.
         groups: The nodes' processes and what each asks for.
-        strategy: A user's own; none: the one that the settings name.
+        own: A user's own classes, in place of what the settings name.
         reserved: What the run may use; none: the cluster.
     """
 
@@ -65,7 +65,7 @@ class SnakeDriver:
         storage: Storage,
         evaluation: ShardSource | None,
         groups: Sequence[NodeGroup],
-        strategy: type[Strategy] | None,
+        own: OwnClasses | None,
         reserved: PlacementGroup | None,
     ) -> None:
         self._events: list[Event] = []
@@ -79,7 +79,7 @@ class SnakeDriver:
             storage,
             evaluation,
             groups,
-            strategy,
+            own,
             reserved,
         )
 
@@ -152,7 +152,7 @@ def make_driver(
     storage: Storage,
     evaluation: ShardSource | None,
     groups: Sequence[NodeGroup],
-    strategy: type[Strategy] | None,
+    own: OwnClasses | None,
     reserved: PlacementGroup | None,
     *,
     emit: Callable[[Event], None],
@@ -196,7 +196,7 @@ def make_driver(
         meter=RayMeter(),
         evaluates=evaluation is not None,
         emit=emit,
-        strategy=strategy,
+        own=own,
     )
 
 

@@ -19,7 +19,7 @@ from ray_snake.engine.visit import VisitControl, VisitOutcome, VisitStoppedError
 from ray_snake.layers.codec import decode, encode
 from ray_snake.layers.state import OPTIMIZER, Array, BlockDelta, LayerState
 from ray_snake.layers.tensors import pack, unpack, unpack_optimizer
-from ray_snake.planning.strategy import check_may_share
+from ray_snake.planning.sharing import check_may_share
 from ray_snake.runtime.messages import NodeSpec, VisitReport, VisitTask
 from ray_snake.runtime.recipe import Recipe
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 
 from ray_snake.config import SnakeConfig
 from ray_snake.errors import ConfigError
+from ray_snake.extensions import OwnClasses
 from ray_snake.planning.blocks import BlockCost
 from ray_snake.planning.fit import Fit, fit_visits
 from ray_snake.planning.span import Visit
-from ray_snake.planning.strategy import Strategy, make_strategy
+from ray_snake.planning.strategy import make_strategy
 from ray_snake.runtime.messages import NodeSpec
 from ray_snake.runtime.placement import asked_bytes, setting_of
 
@@ -70,16 +71,16 @@ class _Course:
 
     Args:
         blocks: Number of the network's blocks.
-        kind: A user's own strategy; none: what the settings name.
+        own: A user's own classes; none: what the settings name.
         nodes: Number of the nodes.
         entry: Where the last of them joins; none: they start together.
     """
 
     def __init__(
-        self, blocks: int, kind: type[Strategy] | None, *, nodes: int, entry: Entry | None = None
+        self, blocks: int, own: OwnClasses | None, *, nodes: int, entry: Entry | None = None
     ) -> None:
         self._blocks = blocks
-        self._kind = kind
+        self._own = own
         self._nodes = nodes
         self._entry = entry
 
@@ -87,7 +88,7 @@ class _Course:
         """Return for each node one visit of each kind, under these settings."""
         common: _Kinds = {}
         own: list[_Kinds] = [{} for _ in range(self._nodes)]
-        strategy = make_strategy(config, nodes=self._nodes, blocks=self._blocks, kind=self._kind)
+        strategy = make_strategy(config, nodes=self._nodes, blocks=self._blocks, own=self._own)
         for node in self._entry.gone if self._entry else ():
             strategy.leave(node)
         begun = self._entry.trip if self._entry else 0
@@ -103,7 +104,7 @@ def fit_nodes(
     config: SnakeConfig,
     nodes: Sequence[NodeSpec],
     costs: Sequence[BlockCost],
-    kind: type[Strategy] | None = None,
+    own: OwnClasses | None = None,
 ) -> list[NodeSpec]:
     """Return the nodes with how each of them trains, so that its visits fit its memory.
 
@@ -111,7 +112,7 @@ def fit_nodes(
         config: The run's settings.
         nodes: The nodes, checked.
         costs: What each block costs; empty: nobody has a limit.
-        kind: A user's own strategy; none: what the settings name.
+        own: A user's own classes; none: what the settings name.
 
     Raises:
         ConfigError: If there is no way for a node. With `snake.adapt` a node may be given the spans
@@ -119,7 +120,7 @@ def fit_nodes(
     """
     if not costs:
         return list(nodes)
-    course = _Course(len(costs), kind, nodes=len(nodes))
+    course = _Course(len(costs), own, nodes=len(nodes))
     visits = course.visits(config)
     fitted = []
     for number, node in enumerate(nodes):
@@ -136,7 +137,7 @@ def fit_joining(
     node: NodeSpec,
     costs: Sequence[BlockCost],
     entry: Entry,
-    kind: type[Strategy] | None = None,
+    own: OwnClasses | None = None,
 ) -> NodeSpec:
     """Return a node that is to join with how it trains, so that its visits fit its memory.
 
@@ -145,14 +146,14 @@ def fit_joining(
         node: The node, checked.
         costs: What each block costs; empty: nobody has a limit.
         entry: Where it joins.
-        kind: A user's own strategy; none: what the settings name.
+        own: A user's own classes; none: what the settings name.
 
     Raises:
         ConfigError: If there is no way: see `fit_nodes`.
     """
     if not costs:
         return node
-    course = _Course(len(costs), kind, nodes=entry.node + 1, entry=entry)
+    course = _Course(len(costs), own, nodes=entry.node + 1, entry=entry)
     fit = _fit(config, node, course.visits(config)[entry.node], costs)
     if fit is not None and fit.lacking_bytes:
         remedy = f"resume the run with at least {fit.private_bytes} for it, or leave it out"

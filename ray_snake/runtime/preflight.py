@@ -109,7 +109,7 @@ def check_model(recipe: Recipe, *, nodes: int) -> BlockStack:
             as a cut between two blocks with a tied weight.
     """
     stack = recipe.skeleton()
-    strategy = make_strategy(recipe.config, nodes=nodes, blocks=len(stack), kind=recipe.strategy)
+    strategy = make_strategy(recipe.config, nodes=nodes, blocks=len(stack), own=recipe.own)
     first = strategy.next()
     if first is not None and first.cut is not None:
         _refuse_cut_ties(stack, first.cut)
@@ -260,7 +260,7 @@ def check_joining(recipe: Recipe, source: ShardSource, entry: Entry) -> NodeSpec
     (spec,) = check_nodes(classes, [source], _here)
     check_settings(config, [spec])
     costs = known_costs(config, [spec], measure)
-    return fit_joining(config, spec, costs, entry, recipe.strategy)
+    return fit_joining(config, spec, costs, entry, recipe.own)
 
 
 def _kind(facts: ShardFacts) -> ShardFacts:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ray_snake.config import ModelConfig, SnakeConfig
-from ray_snake.planning.strategy import Strategy
+from ray_snake.extensions import OwnClasses
 from ray_snake.seeds import derive_seed
 
 if TYPE_CHECKING:
@@ -27,13 +27,13 @@ class Recipe:
         config: All settings.
         function: A user's model function; none: the settings' model is built.
         loss: A user's task loss; none: the settings' loss.
-        strategy: A user's strategy; none: the settings' strategy.
+        own: A user's strategy and order; none: what the settings name.
     """
 
     config: SnakeConfig
     function: Callable[[], Network] | None = None
     loss: TaskLoss | None = None
-    strategy: type[Strategy] | None = None
+    own: OwnClasses | None = None
 
     def build(self) -> Network:
         """Return a new network with weights from torch's current random state.

@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 
 from ray_snake.config import SnakeConfig
 from ray_snake.errors import RunError
+from ray_snake.extensions import OwnClasses
 from ray_snake.planning.cost import BlockCost
 from ray_snake.planning.memory import carried_sets
 from ray_snake.planning.outlook import Facts, Outcome
 from ray_snake.planning.snake import Snake
 from ray_snake.planning.span import Visit
-from ray_snake.planning.strategy import Strategy, make_strategy
+from ray_snake.planning.strategy import make_strategy
 from ray_snake.simulation.world import World
 
 TRIPS_SCHEMA: pa.Schema = pa.schema(
@@ -142,7 +143,7 @@ class Simulator:
         config: The run's settings.
         world: The nodes.
         costs: What each block costs.
-        kind: A user's own strategy; none: the one that the settings name.
+        own: A user's own classes; none: what the settings name.
 
     Raises:
         ConfigError: If the settings don't fit the nodes or the network.
@@ -154,10 +155,10 @@ class Simulator:
         world: World,
         costs: tuple[BlockCost, ...],
         *,
-        kind: type[Strategy] | None = None,
+        own: OwnClasses | None = None,
     ) -> None:
         self._world = world
-        self.strategy = make_strategy(config, nodes=len(world), blocks=len(costs), kind=kind)
+        self.strategy = make_strategy(config, nodes=len(world), blocks=len(costs), own=own)
         self._outlook = self.strategy.know(Facts(rows=tuple(world.rows.tolist()), costs=costs))
         self._clock = 0.0
         self._running: list[_Running] = []

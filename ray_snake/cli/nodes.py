@@ -135,9 +135,10 @@ def _changeable(run: str) -> RunFolder:
     """Return a run that nodes can join and leave.
 
     Raises:
-        ConfigError: If it has ended, or its strategy keeps to its nodes.
+        ConfigError: If it has ended, or keeps to its nodes.
     """
     from ray_snake.extensions import find
+    from ray_snake.planning.strategy import why_nodes_stay
     from ray_snake.runtime.journal import read_records
     from ray_snake.runtime.records import VisitRecord
     from ray_snake.runtime.run_folder import RunFolder
@@ -150,17 +151,13 @@ def _changeable(run: str) -> RunFolder:
         raise ConfigError(
             f"run {run}", "has ended", "start another one with the nodes it is to have"
         )
-    kind: object = None
+    kind = None
     # One's own may be known to the run alone.
     with contextlib.suppress(ConfigError):
         kind = find("strategy", config.strategy)
-    reason = getattr(kind, "keeps_nodes", "")
-    if reason:
-        raise ConfigError(
-            f"run {run}",
-            f"with strategy {config.strategy!r} no node can join or leave on the way: {reason}",
-            "start another one with the nodes it is to have",
-        )
+    refusal = why_nodes_stay(config, kind)
+    if refusal is not None:
+        raise refusal
     return folder
 
 

@@ -178,19 +178,9 @@ class Strategy(ABC):
         Raises:
             ConfigError: If the strategy keeps to its nodes.
         """
-        if self.config.snake.mean_visits is not None:
-            raise ConfigError(
-                "snake.mean_visits",
-                "no node can join or leave on the way: which visits are a run's last would change",
-                "start another run with the nodes that it is to have",
-            )
-        if self.keeps_nodes:
-            raise ConfigError(
-                "strategy",
-                f"with {self.config.strategy!r} no node can join or leave on the way: "
-                f"{self.keeps_nodes}",
-                "start another run with the nodes that it is to have",
-            )
+        refusal = why_nodes_stay(self.config, type(self))
+        if refusal is not None:
+            raise refusal
 
     @property
     def nodes(self) -> int:
@@ -327,6 +317,29 @@ class Strategy(ABC):
             averaged=averaged,
             cut=cut,
         )
+
+
+def why_nodes_stay(config: SnakeConfig, kind: type[Strategy] | None) -> ConfigError | None:
+    """Return why no node may join or leave a run on the way; none where nodes may.
+
+    Args:
+        config: The run's settings.
+        kind: Its strategy; none: a user's own, which the run alone knows.
+    """
+    remedy = "start another run with the nodes that it is to have"
+    if config.snake.mean_visits is not None:
+        return ConfigError(
+            "snake.mean_visits",
+            "no node can join or leave on the way: which visits are a run's last would change",
+            remedy,
+        )
+    if kind is not None and kind.keeps_nodes:
+        return ConfigError(
+            "strategy",
+            f"with {config.strategy!r} no node can join or leave on the way: {kind.keeps_nodes}",
+            remedy,
+        )
+    return None
 
 
 def _may_go_on_together(one: Visit, other: Visit) -> bool:

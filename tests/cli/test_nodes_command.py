@@ -149,7 +149,15 @@ def test_a_strategy_that_keeps_to_its_nodes_says_so(workplace, going_on):
     assert "segment" in line
 
 
-def test_a_request_stays_where_nobody_answers(workplace, going_on):
+@pytest.mark.parametrize("asked", [("add", "x.arrow"), ("remove", "south")])
+def test_a_run_whose_last_visits_are_its_mean_says_that_nodes_stay(workplace, going_on, asked):
+    going_on(snake={"trips": 2, "mean_visits": 2})
+    verb, what = asked
+    line = refusal(workplace, verb, "runs/run", what)
+    assert line.startswith("ray-snake: snake.mean_visits: no node can join or leave on the way")
+
+
+def test_a_askedstays_where_nobody_answers(workplace, going_on):
     storage = going_on()
     asked = workplace.call_forked(
         "nodes", "add", "runs/run", "east.arrow", "--name", "east", "--wait", "0", "--json"

@@ -19,7 +19,8 @@ HEAD = """# Settings
 
 One tree, from a TOML file (`ray-snake train run.toml`), from `--set section.key=value`, or from
 Python (`SnakeConfig(snake=SnakeSection(trips=20))`). Everything has a default but the data. An
-unknown key or a wrong value is refused before anything starts.
+unknown key or a wrong value is refused before anything starts. TOML has no null: where a setting
+may be none, the word `"none"` stands for it.
 
 This page is written by `python docs/make_configuration.py`.
 """
@@ -61,7 +62,7 @@ def _header() -> list[str]:
 
 def _row(name: str, field: FieldInfo) -> str:
     default = field.get_default(call_default_factory=True)
-    shown = "" if default in (None, PydanticUndefined) else f"`{_toml(default)}`"
+    shown = "" if default is PydanticUndefined else f"`{_toml(default)}`"
     return f"| `{name}` | {_type(field)} | {shown} | {(field.description or '')} |"
 
 
@@ -77,11 +78,13 @@ def _words(annotation: object, plural: str = "") -> str:
     if origin is Literal:
         return " or ".join(f"`{_toml(one)}`" for one in inner)
     if origin in (Union, UnionType):
-        return " or ".join(_words(one, plural) for one in inner if one is not type(None))
+        return " or ".join(_words(one, plural) for one in inner)
     if origin is tuple:
         return f"list{plural} of {_words(inner[0], 's')}"
     names: dict[object, str] = {str: "string", int: "integer", float: "number", bool: "boolean"}
     names[Any] = "value"
+    if annotation is type(None):
+        return f"`{_toml(None)}`"
     return names.get(annotation, "table") + plural
 
 
@@ -90,6 +93,8 @@ def _toml(value: object) -> str:
         return str(value).lower()
     if isinstance(value, tuple):
         return f"[{', '.join(_toml(one) for one in value)}]"
+    if value is None:
+        return '"none"'
     return f'"{value}"' if isinstance(value, str) else str(value)
 
 

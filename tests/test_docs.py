@@ -17,8 +17,8 @@ def test_the_settings_page_is_what_the_settings_say():
 
 def test_the_settings_page_has_types_and_defaults_in_tomls_words():
     text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
-    assert "| `spans` | list of lists of integers |" in text
-    assert "| `choice` | list of values |" in text
+    assert '| `spans` | list of lists of integers or `"none"` | `"none"` |' in text
+    assert '| `choice` | list of values or `"none"` |' in text
     assert "| `each` | section | `[]` |" in text
 
 

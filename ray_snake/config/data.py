@@ -15,6 +15,7 @@ from ray_snake.settings_tree import (
     Numbers,
     PositiveFloat,
     PositiveInt,
+    RefusedError,
     Section,
     Texts,
 )
@@ -80,8 +81,8 @@ class DataConfig(Section):
     )
     mean: Numbers | None = Field(
         default=None,
-        description="Per-channel mean taken off the inputs after scaling 8-bit ones to [0, 1]; "
-        "default: what the file's metadata says, else 0.",
+        description="Per-channel mean taken off the inputs after scaling 8-bit ones to [0, 1]. "
+        "`none`: what the file's metadata says, else 0.",
     )
     std: Numbers | None = Field(
         default=None, description="Per-channel standard deviation to divide by, likewise; else 1."
@@ -90,11 +91,15 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _one_source(self) -> DataConfig:
         if self.shards is not None and self.source is not None:
-            raise ValueError("shards and source are both set; keep one of them")
+            raise RefusedError("", "shards and source are both set", "keep one of them")
         if self.partition is not None and self.source is None:
-            raise ValueError("partition splits data.source, which is not set; set data.source")
+            raise RefusedError(
+                "partition", "splits data.source, which is not set", "set data.source"
+            )
         if self.source is not None and self.partition is None:
-            raise ValueError("source needs data.partition; set data.partition.nodes and .scheme")
+            raise RefusedError(
+                "source", "needs data.partition", "set data.partition.nodes and .scheme"
+            )
         return self
 
     def shard_uris(self, folder: str | os.PathLike[str] | None = None) -> tuple[str, ...]:
@@ -139,10 +144,10 @@ class EvaluationConfig(Section):
     """How the model is judged, at the driver's side."""
 
     data: str | None = Field(
-        default=None, description="Arrow or Parquet file of held-out rows; none: no evaluation."
+        default=None, description="Arrow or Parquet file of held-out rows; `none`: no evaluation."
     )
     every_visits: PositiveInt | None = Field(
-        default=None, description="Evaluate after so many visits; default: after every trip."
+        default=None, description="Evaluate after so many visits. `none`: after every trip."
     )
     last_visits: NonNegativeInt = Field(
         default=0, description="Evaluate after each of a run's last visits too, so many of them."
@@ -150,6 +155,6 @@ class EvaluationConfig(Section):
     batch_size: PositiveInt = Field(default=256, description="Samples per evaluation batch.")
     precision: Literal["fp32", "bf16"] | None = Field(
         default=None,
-        description="As `training.precision`, of the evaluation. None: what `training` has.",
+        description="As `training.precision`, of the evaluation. `none`: what `training` has.",
     )
     gpus: NonNegativeFloat = Field(default=0.0, description="GPU share of the evaluation.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from ray_snake.settings_tree import (
     Fraction,
@@ -14,9 +14,9 @@ from ray_snake.settings_tree import (
     PositiveFloat,
     PositiveFraction,
     PositiveInt,
+    RefusedError,
     Section,
     TwoOrMore,
-    none_if_named,
 )
 
 
@@ -47,30 +47,30 @@ class SnakeSection(Section):
     warmup_trips: NonNegativeInt = Field(
         default=0, description="First trips in which nodes train the whole model, where they can."
     )
-    whole_every: Annotated[TwoOrMore | None, BeforeValidator(none_if_named)] = Field(
+    whole_every: TwoOrMore | None = Field(
         default=None,
         description="After the warm-up too, every so many trips one trains the whole model where "
-        "nodes can: with 3, two trips train spans, then one the whole. None: the warm-up alone.",
+        "nodes can: with 3, two trips train spans, then one the whole. `none`: the warm-up alone.",
     )
     warmup_nodes: Integers | None = Field(
         default=None,
         description="Numbers, from 0, of the nodes that can train the whole model; others train "
-        "spans in every trip. None: all can.",
+        "spans in every trip. `none`: all can.",
     )
     warmup_rate: PositiveFloat = Field(
         default=1.0,
         description="Factor of the learning rate where the whole model trains: it bears less.",
     )
-    warmup_distillation: Annotated[PositiveFraction | None, BeforeValidator(none_if_named)] = Field(
+    warmup_distillation: PositiveFraction | None = Field(
         default=None,
         description="Weight of distillation where the whole model trains, in place of "
         "`loss.distillation`: it forgets more.",
     )
-    mean_visits: Annotated[TwoOrMore | None, BeforeValidator(none_if_named)] = Field(
+    mean_visits: TwoOrMore | None = Field(
         default=None,
         description="Last visits of a run that its final weights are the mean over: of the model "
-        "after each. Their versions wait at the driver's side; no node gets a byte more. None: the "
-        "final weights are the last visit's.",
+        "after each. Their versions wait at the driver's side; no node gets a byte more. `none`: "
+        "the final weights are the last visit's.",
     )
     adapt: bool = Field(
         default=False,
@@ -91,9 +91,9 @@ class SnakeSection(Section):
         description="Share of its change that a visit returns where several heads go at once, as "
         "others change meanwhile what it started from. 1: all of it.",
     )
-    max_staleness: Annotated[PositiveInt | None, BeforeValidator(none_if_named)] = Field(
+    max_staleness: PositiveInt | None = Field(
         default=None,
-        description="Results that came in during a visit beyond which its own is refused. None: "
+        description="Results that came in during a visit beyond which its own is refused. `none`: "
         "any number.",
     )
     train_first: bool = Field(
@@ -106,9 +106,10 @@ class SnakeSection(Section):
     @model_validator(mode="after")
     def _only_span_major_stays(self) -> SnakeSection:
         if self.trips_per_span > 1 and self.order != "span_major":
-            raise ValueError(
-                f"trips_per_span {self.trips_per_span} goes with order span_major, not "
-                f"{self.order}; set it to 1"
+            raise RefusedError(
+                "trips_per_span",
+                f"{self.trips_per_span} goes with order span_major, not {self.order}",
+                "set it to 1",
             )
         return self
 
@@ -133,9 +134,9 @@ class AdaptationConfig(Section):
         default=0.2,
         description="Change of a predicted time, as a share of it, below which nothing changes.",
     )
-    deadline: Annotated[PositiveFloat | None, BeforeValidator(none_if_named)] = Field(
+    deadline: PositiveFloat | None = Field(
         default=4.0,
-        description='Multiple of its predicted time after which a visit is stopped. "none": never.',
+        description="Multiple of its predicted time after which a visit is stopped. `none`: never.",
     )
     min_deadline_seconds: PositiveFloat = Field(
         default=10.0, description="No visit is stopped before this."
@@ -148,7 +149,7 @@ class AdaptationConfig(Section):
     )
 
 
-CountOrAuto = Annotated[PositiveInt | Literal["auto"] | None, BeforeValidator(none_if_named)]
+CountOrAuto = PositiveInt | Literal["auto"] | None
 
 
 class TrainingConfig(Section):
@@ -180,15 +181,15 @@ class TrainingConfig(Section):
     fix_norms_after_trips: CountOrAuto = Field(
         default="auto",
         description="Trips after which BatchNorm keeps its statistics and trains its weights alone "
-        '(FixBN). `auto`: after a third of them, rounded up. "none": it never does.',
+        "(FixBN). `auto`: after a third of them, rounded up. `none`: it never does.",
     )
     precision: Literal["fp32", "bf16"] = Field(
         default="fp32",
         description="`bf16`: forward and backward passes in bfloat16 where torch deems it "
         "safe; weights and optimizer stay fp32.",
     )
-    clip_norm: Annotated[PositiveFloat | None, BeforeValidator(none_if_named)] = Field(
-        default=5.0, description='Largest norm of a step\'s gradient; "none" switches clipping off.'
+    clip_norm: PositiveFloat | None = Field(
+        default=5.0, description="Largest norm of a step's gradient; `none` switches clipping off."
     )
     suffix: Literal["auto", "eager", "recompute", "lean"] = Field(
         default="auto",
@@ -221,7 +222,7 @@ class TrainingConfig(Section):
         description="Rows that go through the network at once. The gradients of a batch's parts "
         "add up to the batch's, but for batch norms that train: each part has its own statistics, "
         "and one row alone those from before. `auto`: as many as `nodes.memory_bytes` bears; where "
-        "one is too many, frozen blocks `stream` too. None: the whole batch.",
+        "one is too many, frozen blocks `stream` too. `none`: the whole batch.",
     )
     cache_bytes: NonNegativeInt = Field(
         default=2**28,
@@ -237,9 +238,9 @@ class AugmentationConfig(Section):
     crop: NonNegativeInt = Field(
         default=0, description="Pixels of zeros around them, before they are cut out at random."
     )
-    variants: Annotated[PositiveInt | None, BeforeValidator(none_if_named)] = Field(
+    variants: PositiveInt | None = Field(
         default=None,
-        description='How many forms of a row a visit draws; epochs take them in turn. "none": a '
+        description="How many forms of a row a visit draws; epochs take them in turn. `none`: a "
         "fresh one in every epoch.",
     )
 

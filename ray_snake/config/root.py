@@ -34,6 +34,7 @@ from ray_snake.config.tune import TuneConfig
 from ray_snake.errors import ConfigError
 from ray_snake.settings_tree import (
     NonNegativeInt,
+    RefusedError,
     Section,
     apply_setting,
     differences,
@@ -97,9 +98,10 @@ class SnakeConfig(Section):
     @model_validator(mode="after")
     def _differences_carry_weights_alone(self) -> SnakeConfig:
         if self.training.optimizer_state == "carry" and self.codec.name != "none":
-            raise ValueError(
-                f'training.optimizer_state "carry" goes with codec.name "none", not '
-                f'"{self.codec.name}"; change one of them'
+            raise RefusedError(
+                "training.optimizer_state",
+                f'"carry" goes with codec.name "none", not "{self.codec.name}"',
+                "change one of them",
             )
         return self
 
@@ -107,9 +109,10 @@ class SnakeConfig(Section):
     def _whole_models_have_a_teacher_where_others_have(self) -> SnakeConfig:
         # What a visit takes is predicted from the one weight.
         if self.snake.warmup_distillation is not None and not self.loss.distillation:
-            raise ValueError(
-                f"snake.warmup_distillation {self.snake.warmup_distillation:g} goes with "
-                "loss.distillation above 0; set both, or neither"
+            raise RefusedError(
+                "snake.warmup_distillation",
+                f"{self.snake.warmup_distillation:g} goes with loss.distillation above 0",
+                "set both, or neither",
             )
         return self
 

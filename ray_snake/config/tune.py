@@ -10,6 +10,7 @@ from ray_snake.settings_tree import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    RefusedError,
     Section,
 )
 
@@ -39,14 +40,16 @@ class Axis(Section):
     def _has_one_kind(self) -> Axis:
         given = [name for name in KINDS if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(
-                f"names {' and '.join(given) or 'no values'}; give one of {', '.join(KINDS)}"
+            raise RefusedError(
+                "", f"names {' and '.join(given) or 'no values'}", f"give one of {', '.join(KINDS)}"
             )
         bounds = self.uniform or self.loguniform or self.randint
         if bounds is not None and not bounds[0] < bounds[1]:
-            raise ValueError(f"goes from {bounds[0]} to {bounds[1]}; give low and high")
+            raise RefusedError(
+                given[0], f"goes from {bounds[0]} to {bounds[1]}", "give low and high"
+            )
         if self.loguniform is not None and self.loguniform[0] <= 0:
-            raise ValueError("begins at 0 or below; begin above 0")
+            raise RefusedError("loguniform", f"begins at {self.loguniform[0]:g}", "begin above 0")
         return self
 
 
@@ -67,10 +70,10 @@ class TuneConfig(Section):
     )
     seed: NonNegativeInt = Field(default=0, description="Of what is drawn.")
     concurrency: PositiveInt | None = Field(
-        default=None, description="Trials at once. None: as many as the cluster has room for."
+        default=None, description="Trials at once. `none`: as many as the cluster has room for."
     )
     budget_seconds: PositiveFloat | None = Field(
-        default=None, description="No trial goes on after that. None: no limit."
+        default=None, description="No trial goes on after that. `none`: no limit."
     )
     max_failures: NonNegativeInt = Field(
         default=2, description="How often a trial that died goes on from its journal."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from pathlib import Path
 from types import UnionType
@@ -46,7 +47,7 @@ def _section(field: FieldInfo) -> type[Section] | None:
 
 
 def _table(name: str, section: type[Section]) -> list[str]:
-    lines = ["", f"## [{name}]", "", (section.__doc__ or "").strip(), "", *_header()]
+    lines = ["", f"## [{name}]", "", inspect.cleandoc(section.__doc__ or ""), "", *_header()]
     inner = []
     for key, field in section.model_fields.items():
         lines.append(_row(key, field))

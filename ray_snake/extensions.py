@@ -76,7 +76,7 @@ def find(kind: Kind, name: str) -> Any:  # noqa: ANN401 - whatever the user regi
     """Return the class or function of a name.
 
     Raises:
-        ConfigError: If nothing has that name, or it can't be imported.
+        ConfigError: If nothing has that name, or it can't be imported, or is no class or function.
     """
     path = _path(kind, name)
     module_name, _, attribute = path.partition(":")
@@ -90,13 +90,20 @@ def find(kind: Kind, name: str) -> Any:  # noqa: ANN401 - whatever the user regi
             "install it, or put its folder on PYTHONPATH, here and on every machine of the cluster",
         ) from None
     try:
-        return operator.attrgetter(attribute)(module)
+        found = operator.attrgetter(attribute)(module)
     except AttributeError:
         raise ConfigError(
             KEYS[kind],
             f"module {module_name!r} has no {attribute!r}",
             f"{did_you_mean(attribute, dir(module))}name something in that module",
         ) from None
+    if not callable(found):
+        raise ConfigError(
+            KEYS[kind],
+            f"{name!r} is a {type(found).__name__}, no class or function",
+            "name one in that module",
+        )
+    return found
 
 
 def import_path(own: object) -> str:

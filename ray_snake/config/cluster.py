@@ -125,7 +125,10 @@ class AcceptanceConfig(Section):
         default=None, description="Largest L2 norm of the change to the trained weights."
     )
     max_loss_ratio: PositiveFloat | None = Field(
-        default=None, description="Largest ratio of the last to the first epoch's training loss."
+        default=None,
+        description="Largest ratio of the last to the first epoch's training loss, which takes "
+        "visits of two `training.epochs` or more. With `training.steps` that is a matter of a "
+        "node's rows: where they make one epoch at most, the ratio is 1.",
     )
     max_refused: NonNegativeInt = Field(
         default=3, description="Refused visits in a row before the run fails."

@@ -21,7 +21,11 @@ from ray_snake.settings_tree import (
 
 
 class SnakeSection(Section):
-    """How the snake crawls: who trains what, when."""
+    """How the snake crawls: who trains what, when.
+
+    All strategies go by `trips`, `turns`, `heads`, `heads_after_trips` and `mean_visits`, and with
+    `adapt` have late visits stopped. The other keys are for the snake: its rivals leave them aside.
+    """
 
     order: str = Field(
         default="span_major",

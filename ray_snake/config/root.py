@@ -116,6 +116,17 @@ class SnakeConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _losses_of_two_epochs_are_compared(self) -> SnakeConfig:
+        ratio, training = self.acceptance.max_loss_ratio, self.training
+        if ratio is not None and training.steps is None and training.epochs == 1:
+            raise RefusedError(
+                "acceptance.max_loss_ratio",
+                f"{ratio:g} compares a visit's last epoch with its first, and it has one alone",
+                'set training.epochs to 2 or more, or the ratio to "none"',
+            )
+        return self
+
     def fixes_norms(self, trip: int) -> bool:
         """Return whether batch norms keep their statistics in visits of a trip (from 1)."""
         after = self.training.fix_norms_after_trips

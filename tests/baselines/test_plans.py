@@ -1,10 +1,11 @@
 """What each rival plans: who trains which blocks, and what is averaged."""
 
+import re
 from dataclasses import replace
 
 import pytest
 
-from ray_snake.config import SnakeConfig
+from ray_snake.config import SnakeConfig, SnakeSection
 from ray_snake.errors import ConfigError
 from ray_snake.planning.strategy import make_strategy
 
@@ -23,6 +24,44 @@ def test_fedavg_trains_everything_everywhere_and_averages_each_trip():
     assert {one.trained for one in visits} == {tuple(range(BLOCKS))}
     assert all(one.averaged for one in visits)
     assert [one.trip for one in visits] == [trip for trip in range(1, 10) for _ in range(NODES)]
+
+
+SNAKES_OWN = {
+    "order": "random",
+    "spans": [[0, 1], [2, 3]],
+    "warmup_trips": 2,
+    "whole_every": 2,
+    "warmup_nodes": [0],
+    "warmup_rate": 0.5,
+    "warmup_distillation": 0.1,
+    "damping": 0.5,
+    "max_staleness": 1,
+    "train_first": True,
+    "train_last": False,
+}
+
+
+def planned(name, **snake):
+    """A strategy's visits, each with how it trains."""
+    config = SnakeConfig.from_tree({"strategy": name, "snake": {"trips": 9, **snake}})
+    strategy = make_strategy(config, nodes=NODES, blocks=BLOCKS)
+    return [
+        (one, strategy.learning_rate(one), strategy.distillation(one), strategy.damping(one))
+        for one in iter(strategy.next, None)
+    ]
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fedpart", "cyclic", "fedcybgd", "lisa"])
+def test_rivals_leave_aside_what_is_the_snakes_own(name):
+    assert planned(name, **SNAKES_OWN) == planned(name)
+    assert planned("snake", **SNAKES_OWN) != planned("snake")
+
+
+def test_the_settings_page_says_which_keys_all_strategies_go_by():
+    common = {"trips", "turns", "heads", "heads_after_trips", "mean_visits", "adapt"}
+    assert set(re.findall(r"`(.*?)`", SnakeSection.__doc__)) == common
+    others = {"span_width", "trips_per_span"}
+    assert common | {*SNAKES_OWN} | others == set(SnakeSection.model_fields)
 
 
 def test_fedprox_plans_as_fedavg_and_needs_its_term():

@@ -394,7 +394,7 @@ def test_reading_back_keeps_the_fingerprint(config):
         ("snake.trips=7", "snake.trips"),
         ("training.momentum=0.5", "training.momentum"),
         ("loss.proximal=0.5", "loss.proximal"),
-        ("acceptance.max_loss_ratio=2.0", "acceptance.max_loss_ratio"),
+        ("acceptance.max_update_norm=2.0", "acceptance.max_update_norm"),
     ],
 )
 def test_what_decides_the_weights_changes_the_fingerprint_and_is_named(setting, changed):
@@ -435,6 +435,16 @@ def test_whole_models_are_distilled_only_where_others_are():
     assert refusal({"snake": {"warmup_distillation": 0.4}, "loss": {"distillation": 0.0}}) == (
         "snake.warmup_distillation: 0.4 goes with loss.distillation above 0; set both, or neither"
     )
+
+
+def test_losses_of_one_epoch_alone_are_not_compared():
+    ratio = "acceptance.max_loss_ratio=1.5"
+    assert refusal({}, ratio) == (
+        "acceptance.max_loss_ratio: 1.5 compares a visit's last epoch with its first, and it has "
+        'one alone; set training.epochs to 2 or more, or the ratio to "none"'
+    )
+    for several in ("training.epochs=2", "training.steps=9"):
+        assert SnakeConfig.from_tree({}, [ratio, several]).acceptance.max_loss_ratio == 1.5
 
 
 def test_every_section_either_decides_the_weights_or_may_change():

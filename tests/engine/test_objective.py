@@ -16,6 +16,7 @@ from ray_snake.engine.objective import (
     mean_squared_error,
 )
 from ray_snake.engine.teacher import distillation
+from ray_snake.errors import ConfigError
 
 CLASSES = 4
 
@@ -182,3 +183,11 @@ def test_correct_counts_right_classes_and_all_of_them():
 def test_whole_numbers_are_classes_and_floats_are_not():
     assert is_classification(torch.tensor([1]))
     assert not is_classification(torch.tensor([1.0]))
+
+
+def test_a_name_of_something_that_is_no_function_is_refused_as_it_was_given():
+    with pytest.raises(ConfigError) as caught:
+        Objective(LossConfig(name="math:pi"))
+    assert str(caught.value) == (
+        "loss.name: 'math:pi' is a float, no class or function; name one in that module"
+    )

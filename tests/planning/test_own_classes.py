@@ -68,7 +68,7 @@ def refusal(**settings):
             f"{__name__}:HeadFirst is no subclass of ray_snake.Order; derive",
         ),
         ("ray_snake:Order", "ray_snake.planning.order:Order has no choose of its own; name"),
-        ("ray_snake:__name__", "'ray_snake' is no subclass of ray_snake.Order; derive"),
+        ("ray_snake:__name__", "'ray_snake:__name__' is a str, no class or function; name one"),
     ],
 )
 def test_an_order_that_is_none_or_raises_when_it_is_made_is_named_in_a_line(order, said):
@@ -121,7 +121,7 @@ def test_a_trainer_records_the_strategy_and_the_order_that_it_was_given():
 
 def test_a_trainer_refuses_settings_that_do_not_go_with_its_order():
     config = SnakeConfig.from_tree({"snake": {"trips_per_span": 2}})
-    with pytest.raises(ConfigError, match="trips_per_span 2"):
+    with pytest.raises(ConfigError, match=r"^snake\.trips_per_span: 2 goes"):
         recorded(config=config, order=BackToFront)
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 SHOWN_TRIPS = 12
 STAYS_LOOKED_AT = 1000
+LEAST_SHARE = 1e-6
 # Option, quantity of `World.draw`, help.
 DRAWN = (
     ("--rows", "rows", "Rows of a node's shard; by default those of CONFIG's nodes."),
@@ -78,7 +79,6 @@ def simulate(
     The same code plans as in a real run; computing time comes from the network's blocks, measured
     here, and from what is said of nodes and links. Trains nothing.
     """
-    import numpy as np
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -101,9 +101,8 @@ def simulate(
         for option, name, _ in DRAWN
         if (text := drawn[name]) is not None
     }
-    stays = given.get("online_seconds")
-    if stays is not None and not stays.draw(np.random.default_rng(0), STAYS_LOOKED_AT).any():
-        raise ConfigError("--online", f"{stays.text}: no node is ever there", "give longer stays")
+    if "online_seconds" in given:
+        _check_stays(given["online_seconds"], given["offline_seconds"])
     world, costs = _world(loaded, nodes, seed, given, like)
     if trace is not None:
         world = world.with_trace(trace)
@@ -130,6 +129,26 @@ def simulate(
     _show(found, Console(stderr=as_json))
     if as_json:
         click.echo(json.dumps(asdict(found.summary)))
+
+
+def _check_stays(stays: Distribution, gaps: Distribution) -> None:
+    """See that nodes are there for long enough to get anything done.
+
+    Raises:
+        ConfigError: If they aren't.
+    """
+    import numpy as np
+
+    there, away = (
+        one.draw(np.random.default_rng(0), STAYS_LOOKED_AT).sum() for one in (stays, gaps)
+    )
+    if there <= LEAST_SHARE * (there + away):
+        raise ConfigError(
+            "--online",
+            f"{stays.text} with --offline {gaps.text}: nodes are there for less than a millionth "
+            "of the time",
+            "give longer stays, or shorter gaps",
+        )
 
 
 def _world(

@@ -9,8 +9,7 @@ accuracy, and machines that several nodes share.
 from __future__ import annotations
 
 import heapq
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,14 +17,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ray_snake.config import SnakeConfig
-from ray_snake.errors import RunError
-from ray_snake.extensions import OwnClasses
 from ray_snake.planning.cost import BlockCost
 from ray_snake.planning.memory import carried_sets
 from ray_snake.planning.outlook import Facts, Outcome
 from ray_snake.planning.snake import Snake
 from ray_snake.planning.span import Visit
 from ray_snake.planning.strategy import make_strategy
+from ray_snake.simulation.presence import Presence
 from ray_snake.simulation.world import World
 
 TRIPS_SCHEMA: pa.Schema = pa.schema(
@@ -143,27 +141,19 @@ class Simulator:
         config: The run's settings.
         world: The nodes.
         costs: What each block costs.
-        own: A user's own classes; none: what the settings name.
 
     Raises:
         ConfigError: If the settings don't fit the nodes or the network.
     """
 
-    def __init__(
-        self,
-        config: SnakeConfig,
-        world: World,
-        costs: tuple[BlockCost, ...],
-        *,
-        own: OwnClasses | None = None,
-    ) -> None:
+    def __init__(self, config: SnakeConfig, world: World, costs: tuple[BlockCost, ...]) -> None:
         self._world = world
-        self.strategy = make_strategy(config, nodes=len(world), blocks=len(costs), own=own)
+        self.strategy = make_strategy(config, nodes=len(world), blocks=len(costs))
         self._outlook = self.strategy.know(Facts(rows=tuple(world.rows.tolist()), costs=costs))
         self._clock = 0.0
         self._running: list[_Running] = []
         self._at_work: set[int] = set()
-        self._presence = _Presence(world)
+        self._presence = Presence(world)
         self._exchange = _Exchange(world, costs, carried=carried_sets(config.training))
         # Lists, as elements of arrays are slow one by one.
         self._paces: list[float] = world.pace.tolist()
@@ -188,7 +178,8 @@ class Simulator:
             on_trip: Told each trip, in order, when all its visits have ended.
 
         Raises:
-            RunError: If nodes are gone for good that have visits left.
+            RunError: If nodes are gone for good that have visits left, or a visit would take more
+                than `presence.MOST_STAYS`.
         """
         told = 0
         while True:
@@ -366,85 +357,3 @@ class _Exchange:
             trained = np.array(visit.trained, dtype=np.intp)
             found = self._of[visit.trained] = trained, int(self._bytes[trained].sum())
         return found
-
-
-class _Presence:
-    """Which nodes are away. A visit whose node goes ends once it was there for long enough."""
-
-    def __init__(self, world: World) -> None:
-        self.absent: set[int] = set()
-        # When a node comes or goes next, as far as it is known.
-        self.changes: list[tuple[float, int, bool]] = []
-        self._periods: dict[int, Iterator[tuple[float, float]]] = {}
-        self._current: dict[int, tuple[float, float]] = {}
-        # Those behind the current one that were looked at already.
-        self._ahead: dict[int, deque[tuple[float, float]]] = {}
-        whole = world.online_seconds is None and not world.online_from.any()
-        if whole and np.isinf(world.online_until).all():
-            return
-        for node in range(len(world)):
-            self.absent.add(node)
-            self._periods[node] = world.presence(node)
-            self._ahead[node] = deque()
-            self._plan(node)
-        self.go_on(0.0)
-
-    def go_on(self, now: float) -> None:
-        """Let nodes come and go until now."""
-        while self.changes and self.changes[0][0] <= now:
-            _, node, comes = heapq.heappop(self.changes)
-            if comes:
-                self.absent.discard(node)
-                gone = self._current[node][1]
-                if np.isfinite(gone):
-                    heapq.heappush(self.changes, (gone, node, False))
-            else:
-                self.absent.add(node)
-                self._plan(node)
-
-    def next_change(self, now: float) -> float:
-        """Return when a node comes next.
-
-        Raises:
-            RunError: If none ever does.
-        """
-        coming = [when for when, _, comes in self.changes if comes]
-        if not coming:
-            raise RunError(
-                f"after {now:.0f} virtual seconds no node is left that has visits to do",
-                "let nodes stay longer, or simulate fewer trips",
-            )
-        return max(now, min(coming))
-
-    def end_of(self, node: int, now: float, seconds: float) -> float:
-        """Return when a node has been there for so many seconds from now on."""
-        if node not in self._current:
-            return now + seconds
-        came, gone = self._current[node]
-        start = max(now, came)
-        periods_later = 0
-        while start + seconds > gone:
-            seconds -= max(0.0, gone - start)
-            following = self._following(node, periods_later)
-            if following is None:
-                # It never comes back; what it did until then is lost with it.
-                return gone
-            start, gone = following
-            periods_later += 1
-        return start + seconds
-
-    def _plan(self, node: int) -> None:
-        following = self._following(node)
-        if following is not None:
-            self._current[node] = self._ahead[node].popleft()
-            heapq.heappush(self.changes, (following[0], node, True))
-
-    def _following(self, node: int, further: int = 0) -> tuple[float, float] | None:
-        """Return a node's next period, or one further on, which does not begin by that."""
-        ahead = self._ahead[node]
-        while len(ahead) <= further:
-            found = next(self._periods[node], None)
-            if found is None:
-                return None
-            ahead.append(found)
-        return ahead[further]

@@ -52,7 +52,14 @@ def test_nodes_pull_the_bases_that_no_file_holds():
     [
         (("--pace", "fast"), "--pace: 'fast' is no distribution"),
         (("--online", "3"), "--online: goes with --offline"),
-        (("--online", "0", "--offline", "3"), "--online: 0: no node is ever there"),
+        (
+            ("--online", "0", "--offline", "3"),
+            "--online: 0 with --offline 3: nodes are there for less than a millionth of the time",
+        ),
+        (
+            ("--online", "1e-9", "--offline", "1e9"),
+            "--online: 1e-9 with --offline 1e9: nodes are there for less than a millionth",
+        ),
         (("--trace", "none.csv"), "none.csv"),
         (("--like", "runs/none"), "runs/none: holds no run (there is no run.json)"),
         (("--like", "runs/none", "--nodes", "3"), "--like: says all of the nodes"),

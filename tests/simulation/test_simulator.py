@@ -252,6 +252,13 @@ def test_nodes_that_are_gone_for_good_end_a_simulation_with_the_reason():
         simulate(config(trips=60), leaving)
 
 
+@pytest.mark.parametrize("seconds", [("1e-9", "1e9"), ("1e-9", "1e-9")])
+def test_stays_too_short_for_a_visit_end_a_simulation_with_the_reason(seconds):
+    online, offline = seconds
+    with pytest.raises(RunError, match="more than 10,000 stays; give longer stays"):
+        simulate(config(), world(nodes=2, online_seconds=online, offline_seconds=offline))
+
+
 def test_a_trace_gives_each_node_its_own(tmp_path):
     path = tmp_path / "nodes.csv"
     table = pa.table({"pace": [1.0, 2.0, 4.0], "rows": [100, 200, 300]})

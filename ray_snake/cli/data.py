@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import click
 import pyarrow as pa
 from pydantic import ValidationError
@@ -12,11 +14,11 @@ from rich.table import Table
 from ray_snake.config import PartitionConfig
 from ray_snake.data.catalogue import CATALOGUE, fetch
 from ray_snake.data.shards import metadata_of, partition_file
-from ray_snake.data.text import Layout, load_tokenizer, tokenize_file
+from ray_snake.data.text import LONGEST_ROW, Layout, load_tokenizer, tokenize_file
 from ray_snake.errors import ConfigError
 from ray_snake.models.fetch import MODELS, fetch_model
 
-SCHEMES = ("iid", "dirichlet", "shards", "quantity")
+SCHEMES = get_args(PartitionConfig.model_fields["scheme"].annotation)
 OFFICIAL = {name: one.official for name, one in CATALOGUE.items()} | {
     name: one.official for name, one in MODELS.items()
 }
@@ -67,7 +69,9 @@ def fetch_command(name: str, out: str, local: str | None) -> None:
     metavar="NAME",
     help="bytes, a folder with a tokenizer, or the id of one of a model hub.",
 )
-@click.option("--length", required=True, type=click.IntRange(min=2), help="Tokens of a row.")
+@click.option(
+    "--length", required=True, type=click.IntRange(min=2, max=LONGEST_ROW), help="Tokens of a row."
+)
 @click.option(
     "--layout",
     type=click.Choice(["packed", "padded"]),

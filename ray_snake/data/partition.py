@@ -44,8 +44,8 @@ def split(labels: NDArray[Any], config: PartitionConfig) -> list[Rows]:
         For each node its row numbers, sorted, int64.
 
     Raises:
-        DataError: If there are fewer rows than nodes, or `dirichlet` gets labels that are not
-            integers.
+        DataError: If there are fewer rows than nodes, `dirichlet` or `shards` get labels that are
+            not one number each, or `dirichlet` ones that are not integers.
     """
     labels = np.asarray(labels)
     rows = len(labels)
@@ -54,6 +54,12 @@ def split(labels: NDArray[Any], config: PartitionConfig) -> list[Rows]:
             "data.partition.nodes",
             f"{config.nodes} nodes can't share {rows} rows",
             "use fewer nodes or more data",
+        )
+    if config.scheme in ("dirichlet", "shards") and labels.ndim != 1:
+        raise DataError(
+            "data.partition.scheme",
+            f"{config.scheme!r} goes by label, but a label has the shape {labels.shape[1:]}",
+            "use iid or quantity, or name a column of numbers as the label",
         )
     seed = derive_seed(config.seed, "partition", config.scheme)
     generator = np.random.Generator(np.random.PCG64(seed))
@@ -119,7 +125,7 @@ def _cut(rows: Rows, shares: NDArray[np.float64]) -> list[Rows]:
 def _by_class_shares(
     labels: NDArray[Any], config: PartitionConfig, generator: np.random.Generator
 ) -> list[Rows]:
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+    if not np.issubdtype(labels.dtype, np.integer):
         raise DataError(
             "data.partition.scheme",
             f"'dirichlet' divides classes, but the labels are {labels.dtype}",
@@ -136,12 +142,6 @@ def _by_class_shares(
 def _by_label_pieces(
     labels: NDArray[Any], config: PartitionConfig, generator: np.random.Generator
 ) -> list[Rows]:
-    if labels.ndim != 1:
-        raise DataError(
-            "data.partition.scheme",
-            f"'shards' sorts by label, but a label has the shape {labels.shape[1:]}",
-            "use iid or quantity",
-        )
     # Rows of one label come in random order, so that pieces don't follow the order of the file.
     mixed = generator.permutation(len(labels))
     by_label = mixed[np.argsort(labels[mixed], kind="stable")]

@@ -135,6 +135,22 @@ def read_table(uri: str | os.PathLike[str], columns: Sequence[str] | None = None
         raise DataError(shown, f"can't be read ({error})", "write the file again") from None
 
 
+def check_shard(uri: str | os.PathLike[str]) -> None:
+    """See that a shard can be written, before the work is done whose result it is to hold.
+
+    Args:
+        uri: The file: a local path or a URI.
+
+    Raises:
+        StorageError: If it can't.
+    """
+    folder, name = split_uri(uri)
+    storage = Storage(folder)
+    storage.check_writable()
+    if storage.is_local and Path(storage.uri, name).is_dir():
+        raise StorageError(f"{storage.uri}/{name}", "is a folder", "name a file in it")
+
+
 def write_shard(uri: str | os.PathLike[str], table: pa.Table) -> None:
     """Write a table as an uncompressed Arrow IPC file, whole or not at all.
 
@@ -184,8 +200,12 @@ def partition_file(
     if not source.startswith(BUILTIN) and split_uri(source)[0] == folder.uri:
         raise DataError(out, "is the folder of the file to split", "give --out another folder")
     earlier = _earlier_partition(folder)
-    labels = label_values(table.column(label), without_secrets(source), label)
-    parts = split(labels, config)
+    labels = label_values(table.column(label), without_secrets(source), label, key="--label")
+    try:
+        parts = split(labels, config)
+    except DataError as error:
+        option = error.subject.replace("data.partition.", "--")
+        raise DataError(option, error.problem, error.remedy) from None
     counts = label_table(labels, parts, class_names(table.schema))
     for name in earlier:
         folder.delete(name)
@@ -206,13 +226,16 @@ def partition_file(
     return counts
 
 
-def label_values(column: pa.ChunkedArray, subject: str, name: str) -> NDArray[Any]:
+def label_values(
+    column: pa.ChunkedArray, subject: str, name: str, *, key: str = "data.label"
+) -> NDArray[Any]:
     """Return a column of scalar labels or fixed-shape targets as one numpy array.
 
     Args:
         column: The column.
         subject: The file, for errors.
         name: The column's name, for errors.
+        key: What names the column, for errors.
 
     Returns:
         Shape (rows,) or (rows, ...), in the column's own type; booleans as uint8.
@@ -220,7 +243,7 @@ def label_values(column: pa.ChunkedArray, subject: str, name: str) -> NDArray[An
     Raises:
         DataError: If labels are missing (null) or not numbers.
     """
-    arrays = tensor_views(column, subject, name, "data.label")
+    arrays = tensor_views(column, subject, name, key)
     if arrays is not None:
         return np.concatenate(arrays) if len(arrays) != 1 else arrays[0]
     kind = column.type
@@ -228,7 +251,7 @@ def label_values(column: pa.ChunkedArray, subject: str, name: str) -> NDArray[An
         raise DataError(
             subject,
             f"label column {name!r} is {kind}, but labels are integers and targets are floats",
-            "name another column as data.label, or convert it",
+            f"name another column as {key}, or convert it",
         )
     _refuse_nulls(column, subject, name)
     if pa.types.is_boolean(kind):
@@ -246,7 +269,7 @@ def tensor_views(
         column: A column of type `fixed_shape_tensor` or `FixedSizeList`.
         subject: The file, for errors.
         name: The column's name, for errors.
-        key: The settings key that names the column, for errors.
+        key: What names the column, for errors.
 
     Returns:
         Arrays of shape (rows of the chunk, ...), at least one; none if the column is of another

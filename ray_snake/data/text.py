@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ray_snake.data.partition import Rows
 from ray_snake.data.shards import (
     IGNORED,
+    check_shard,
     label_values,
     make_table,
     metadata_of,
@@ -30,6 +31,8 @@ from ray_snake.location import without_secrets
 
 Tokens = NDArray[np.int32]
 Layout = Literal["packed", "padded"]
+LONGEST_ROW = 2**20
+"""Tokens that a row may have: as many as any model's context."""
 
 
 class Tokenizer(Protocol):
@@ -221,7 +224,7 @@ def tokenize_table(
     Args:
         table: With the column.
         tokenizer: Makes tokens of it.
-        length: Tokens of a row.
+        length: Tokens of a row, 2 to `LONGEST_ROW`.
         layout: `packed` or `padded`.
         text: Name of the column.
         label: Name of a column of classes to keep as the labels; it needs the layout `padded`.
@@ -234,11 +237,15 @@ def tokenize_table(
         `tokenizer`, `vocabulary` and `padding`.
 
     Raises:
-        DataError: If a column is missing or of another type, there is no text in it, or classes
-            can't be kept.
+        DataError: If a column is missing or of another type, there is no text in it, classes can't
+            be kept, or the length is out of range.
     """
     if length < 2:
         raise DataError("length", f"{length} leaves nothing to predict", "give 2 or more")
+    if length > LONGEST_ROW:
+        raise DataError(
+            "length", f"{length} tokens are more than a row may have", f"give {LONGEST_ROW} or less"
+        )
     for name in (text, label, *keep):
         if name is not None and name not in table.column_names:
             raise DataError(
@@ -267,7 +274,7 @@ def tokenize_table(
         "padding": tokenizer.padding,
     }
     if label is not None:
-        classes = label_values(table.column(label), subject, label)
+        classes = label_values(table.column(label), subject, label, key="the label")
         made = make_table(padded(texts, tokenizer, length), classes, facts)
         return _with_kept(made, table, keep, np.arange(len(texts)))
     facts.pop("classes", None)
@@ -311,6 +318,7 @@ def tokenize_file(
     """
     if source == out or ("://" not in source + out and _same_file(Path(source), Path(out))):
         raise DataError(out, "is the file of text itself", "write the tokens to another file")
+    check_shard(out)
     if "://" not in source and Path(source).suffix == ".txt":
         table = pa.table({text: [_read_text(Path(source).expanduser())]})
     else:

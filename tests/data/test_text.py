@@ -20,7 +20,7 @@ from ray_snake.data.text import (
     tokenize_file,
     tokenize_table,
 )
-from ray_snake.errors import DataError
+from ray_snake.errors import DataError, StorageError
 
 BYTES = ByteTokenizer()
 TEXTS = ["to be", "or not", "", "né"]
@@ -108,6 +108,25 @@ def test_a_text_file_is_one_text(tmp_path):
     counts = labels != IGNORED
     assert decoded(inputs[counts]) == "first line\n\nsecond"
     assert labels[counts][-1] == BYTES.end
+
+
+class Untouched(ByteTokenizer):
+    def plain(self, text):
+        raise AssertionError("text was tokenized")
+
+
+def test_where_tokens_can_not_be_written_is_refused_before_the_work(tmp_path, table):
+    source = _written(tmp_path, table)
+    with pytest.raises(StorageError, match="is a folder; name a file in it"):
+        tokenize_file(source, str(tmp_path), Untouched(), length=8)
+    with pytest.raises(StorageError, match=r"text\.parquet is not a folder"):
+        tokenize_file(source, f"{source}/tokens.arrow", Untouched(), length=8)
+
+
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+def test_rows_longer_than_any_context_are_refused(table, layout):
+    with pytest.raises(DataError, match="length: 99999999999 tokens are more than a row may have"):
+        tokenize_table(table, BYTES, length=99_999_999_999, layout=layout)
 
 
 def test_a_shard_of_tokens_stays_on_disk_and_is_dealt_to_nodes(tmp_path, table):

@@ -29,7 +29,7 @@ def doctor(address: str | None, storage: str | None, as_json: bool) -> None:
 
     console = Console(stderr=as_json)
     findings = []
-    for one in look(address, storage or StorageConfig().uri):
+    for one in look(address, StorageConfig().uri if storage is None else storage):
         findings.append(one)
         line = Text(f"{MARKS[one.state]:7}{one.subject}: {one.found}")
         line.append(f"; {one.remedy}" if one.remedy else "")

@@ -20,7 +20,7 @@ def evaluate(run: str, data: str | None, as_json: bool) -> None:
 
     folder = RunFolder.open(run)
     config = folder.config
-    uri = data or config.evaluation.data
+    uri = config.evaluation.data if data is None else data
     if uri is None:
         raise ConfigError("--data", "the run has no evaluation.data", "give --data FILE")
 

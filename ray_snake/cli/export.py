@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from ray_snake.cli.options import check_new
+from ray_snake.cli.options import LocalPath, check_new
 from ray_snake.errors import ConfigError
 
 
@@ -24,7 +24,7 @@ from ray_snake.errors import ConfigError
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=LocalPath(),
     required=True,
     help="File to write or replace, or new folder.",
 )

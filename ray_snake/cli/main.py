@@ -10,7 +10,7 @@ from types import FrameType
 import click
 
 from ray_snake import __version__
-from ray_snake.errors import SnakeError
+from ray_snake.errors import ConfigError, SnakeError
 
 INTERRUPTED = 130
 
@@ -56,9 +56,11 @@ def commands() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 failed, 2 bad input, 130 interrupted."""
     signal.signal(signal.SIGTERM, _interrupt)
+    given = sys.argv[1:] if arguments is None else arguments
     try:
+        _refuse_empty(given)
         # What a command left with, if it was by `click.exceptions.Exit`.
-        sys.exit(commands.main(args=arguments, prog_name="ray-snake", standalone_mode=False))
+        sys.exit(commands.main(args=given, prog_name="ray-snake", standalone_mode=False))
     except SnakeError as error:
         click.echo(f"ray-snake: {error}", err=True)
         sys.exit(error.exit_status)
@@ -69,10 +71,25 @@ def main(arguments: list[str] | None = None) -> None:
             click.echo(f"ray-snake: {_one_line(error)}", err=True)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        command = (sys.argv[1:] if arguments is None else arguments)[:1]
-        then = "; the same command with --resume goes on" if _RESUMABLE & {*command} else ""
+        then = "; the same command with --resume goes on" if _RESUMABLE & {*given[:1]} else ""
         click.echo(f"ray-snake: interrupted{then}", err=True)
         sys.exit(INTERRUPTED)
+
+
+def _refuse_empty(arguments: list[str]) -> None:
+    """Refuse what a shell makes of a variable that is not set: no path, name or address is empty.
+
+    Raises:
+        ConfigError: If there is such an argument.
+    """
+    subject = "the first argument"
+    for one in arguments:
+        option, equals, value = one.partition("=")
+        if one.startswith("--") and equals and not value:
+            subject = option
+        if not one or subject == option:
+            raise ConfigError(subject, "is empty", "give a value, or leave it out")
+        subject = f"the argument after {one!r}"
 
 
 def _one_line(error: click.ClickException) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 
 import click
 
 from ray_snake.errors import StorageError
+from ray_snake.location import without_secrets
 
 config_argument = click.argument("config", type=click.Path(path_type=Path))
 
@@ -25,6 +27,34 @@ json_option = click.option(
     is_flag=True,
     help="End standard output with one JSON object; all else goes to standard error.",
 )
+
+
+class LocalPath(click.Path):
+    """A file or folder of this machine. A URI is refused: as a path it would lose a slash."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(
+        self,
+        value: str | os.PathLike[str],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> str | bytes | os.PathLike[str]:
+        """Return the path.
+
+        Raises:
+            StorageError: If it is a URI.
+        """
+        text = os.fspath(value)
+        if "://" in text:
+            option = "path" if param is None else param.opts[0]
+            raise StorageError(
+                f"{option} {without_secrets(text)}",
+                "is no local path",
+                "name one on this machine",
+            )
+        return super().convert(value, param, ctx)
 
 
 def check_new(option: str, path: Path, kind: str = "file") -> None:

@@ -7,15 +7,13 @@ from pathlib import Path
 
 import click
 
-from ray_snake.cli.options import check_new
+from ray_snake.cli.options import LocalPath, check_new
 from ray_snake.errors import ConfigError
 
 
 @click.command()
 @click.argument("run")
-@click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="HTML file to write or replace."
-)
+@click.option("--out", type=LocalPath(), required=True, help="HTML file to write or replace.")
 def report(run: str, out: Path) -> None:
     """Write a page that shows what RUN did, a run's folder or URI; it may go on meanwhile."""
     check_new("--out", out)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ray_snake.cli.options import check_new, config_argument, json_option, set_option
+from ray_snake.cli.options import LocalPath, check_new, config_argument, json_option, set_option
 from ray_snake.config import SnakeConfig
 from ray_snake.errors import ConfigError
 from ray_snake.telemetry.format import format_bytes, format_seconds
@@ -58,8 +58,8 @@ def _drawn_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option(
     "--seed", type=click.IntRange(min=0), default=1, show_default=True, help="Of what is drawn."
 )
-@click.option("--plot", "picture", type=click.Path(path_type=Path), help="Picture file to write.")
-@click.option("--out", type=click.Path(path_type=Path), help="Parquet file of trips to write.")
+@click.option("--plot", "picture", type=LocalPath(), help="Picture file to write.")
+@click.option("--out", type=LocalPath(), help="Parquet file of trips to write.")
 @json_option
 def simulate(
     config: Path,

@@ -58,6 +58,12 @@ def submit(
     as_json: bool,
 ) -> None:
     """Train as the TOML file CONFIG says, in a job of the cluster at --address."""
+    if stop is not None and config is not None:
+        raise ConfigError(
+            "--stop",
+            f"stops a job that is there, and {config} is for one to submit",
+            "leave out one of them",
+        )
     if stop is not None:
         _stop(address, stop, as_json=as_json)
         return
@@ -66,11 +72,15 @@ def submit(
     if resume and name is None:
         raise ConfigError("--resume", "needs the run's name", "add --name")
     loaded = SnakeConfig.load(config, settings)
-    uri = _lasting(storage or loaded.storage.uri, "--storage" if storage else "storage.uri")
+    uri = (
+        _lasting(loaded.storage.uri, "storage.uri")
+        if storage is None
+        else _lasting(storage, "--storage")
+    )
     inside = _inside(working_dir, config)
     environment = _environment(runtime_env, working_dir)
-    job = f"{name or config.stem}-{uuid.uuid4().hex[:6]}"
-    run = name or job
+    job = f"{config.stem if name is None else name}-{uuid.uuid4().hex[:6]}"
+    run = job if name is None else name
 
     from ray_snake.runtime.jobs import Jobs
 

@@ -224,6 +224,14 @@ def test_resuming_with_other_settings(workplace):
         (["export", "runs/x", "--format", "onnx", "--out", "x"], ("'onnx'", "safetensors")),
         (["evaluate", "runs/x"], ("runs/x: holds no run", "give a run's folder")),
         (["export", "runs/x", "--out", "m.safetensors"], ("runs/x: holds no run", "give a run's")),
+        (["export", "runs/x", "--out", "s3://b/m"], ("--out s3://b/m: is no local path; ",)),
+        (["report", "runs/x", "--out", "s3://b/m"], ("--out s3://b/m: is no local path; ",)),
+        (["simulate", "digits.toml", "--plot", "gs://b/m.png"], ("--plot gs://b/m.png: is no ",)),
+        (["simulate", "digits.toml", "--out", "gs://b/m"], ("--out gs://b/m: is no local path",)),
+        (
+            ["submit", "digits.toml", "--stop", "a-1", "--address", "http://127.0.0.1:9"],
+            ("--stop: stops a job that is there, and digits.toml", "leave out one of them"),
+        ),
         (
             ["export", "runs/x", "--out", "none/m"],
             ("--out none/m", "is in no folder: none is not there"),
@@ -242,6 +250,22 @@ def test_a_command_that_is_written_wrong(workplace, arguments, texts):
     workplace.write(DIGITS_CONFIG)
     (workplace.folder / "bytes.yaml").write_bytes(b"\xff")
     assert_says(refusal(workplace, *arguments), *texts)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["evaluate", "runs/x", "--data", ""], "the argument after '--data': is empty; "),
+        (["doctor", "--storage", ""], "the argument after '--storage': is empty; "),
+        (["doctor", "--storage="], "--storage: is empty; "),
+        (["data", "partition", "", "--out", "x"], "the argument after 'partition': is empty; "),
+        (["submit", "digits.toml", "--name", ""], "the argument after '--name': is empty; "),
+        (["tune", "digits.toml", "--name", ""], "the argument after '--name': is empty; "),
+        ([""], "the first argument: is empty; "),
+    ],
+)
+def test_an_empty_argument_is_not_taken_for_none(workplace, arguments, said):
+    assert_says(refusal(workplace, *arguments), f"ray-snake: {said}", "leave it out")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import textwrap
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -19,6 +20,7 @@ from ray_snake.runtime.warm import WarmProcess
 
 KNOCK_SECONDS = 5.0
 LAST_PORT = 65535
+MESSAGE_CHARACTERS = 200
 
 
 @contextlib.contextmanager
@@ -29,12 +31,18 @@ def connected(address: str | None) -> Iterator[None]:
     a Ray job) counts as an address.
 
     Raises:
-        ResourceError: If there is no cluster at the address.
+        ResourceError: If there is no cluster at the address, or it is a dashboard's.
     """
     if ray.is_initialized():
         yield
         return
     address = address or os.environ.get("RAY_ADDRESS") or "local"
+    if address.startswith(("http://", "https://")):
+        raise ResourceError(
+            f"--address {address}",
+            "is the address of a dashboard, not of a Ray head",
+            "give HOST:PORT, which `ray start --head` shows, or ray://HOST:10001",
+        )
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == "local":
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -79,7 +87,8 @@ def knock(address: str) -> None:
 
 
 def _no_cluster(address: str, error: Exception) -> ResourceError:
-    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    said = textwrap.shorten(str(error), MESSAGE_CHARACTERS, placeholder=" ...")
+    reason = f"{type(error).__name__}: {said}"
     if address == "local":
         return ResourceError(
             "ray",

@@ -150,6 +150,21 @@ def test_a_host_that_can_not_be_one_is_refused_at_once(address):
     assert done.stderr == ""
 
 
+def test_an_address_of_a_dashboard_is_refused_with_what_a_heads_looks_like():
+    done = refused("http://127.0.0.1:8265")
+    assert done.stdout == (
+        "--address http://127.0.0.1:8265: is the address of a dashboard, not of a Ray head; give "
+        "HOST:PORT, which `ray start --head` shows, or ray://HOST:10001\n"
+    )
+    assert done.stderr == ""
+
+
+def test_an_address_that_ray_does_not_take_is_refused_with_whole_words_of_rays():
+    (line,) = refused(f"nonsense{' sense' * 60}").stdout.splitlines()
+    assert "Invalid address format: nonsense sense" in line
+    assert " sense ...); give the address of a running head" in line
+
+
 def test_a_port_that_is_none_is_refused_though_somebody_listens_at_its_last_16_bits():
     with socket.create_server(("127.0.0.1", 0)) as listening:
         done = refused(f"127.0.0.1:{listening.getsockname()[1] + 2**16}")

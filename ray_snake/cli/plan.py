@@ -29,6 +29,7 @@ def plan(config: Path, settings: tuple[str, ...], shown_trips: int) -> None:
     from rich.console import Console
 
     from ray_snake.runtime.forecast import forecast
+    from ray_snake.runtime.placement import group_nodes
     from ray_snake.runtime.preflight import check_model, check_settings, check_shards
     from ray_snake.runtime.recipe import Recipe
     from ray_snake.trainer import evaluation_source, node_sources
@@ -36,6 +37,7 @@ def plan(config: Path, settings: tuple[str, ...], shown_trips: int) -> None:
     torch.set_num_threads(loaded.nodes.threads)
     recipe = Recipe(config=loaded)
     sources = node_sources(loaded, None)
+    group_nodes(loaded.nodes, sources)
     stack = check_model(recipe, nodes=len(sources))
     task = recipe.named_task()
     nodes = check_shards(stack, sources, task)

@@ -16,6 +16,7 @@ from ray_snake.errors import ConfigError
 from ray_snake.telemetry.format import format_bytes, format_seconds
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from rich.console import Console
 
     from ray_snake.engine.stack import BlockStack
@@ -84,6 +85,7 @@ def simulate(
 
     from ray_snake.simulation.distribution import Distribution
     from ray_snake.simulation.simulator import Simulator
+    from ray_snake.simulation.world import read_trace
 
     asked = () if trips is None else (f"snake.trips={trips}",)
     loaded = SnakeConfig.load(config, (*settings, *asked))
@@ -103,9 +105,8 @@ def simulate(
     }
     if "online_seconds" in given:
         _check_stays(given["online_seconds"], given["offline_seconds"])
-    world, costs = _world(loaded, nodes, seed, given, like)
-    if trace is not None:
-        world = world.with_trace(trace)
+    traced = None if trace is None else read_trace(trace)
+    world, costs = _world(loaded, nodes, seed, given, like, traced)
     simulator = Simulator(loaded, world, costs)
     progress = Progress(
         TextColumn("simulating trip {task.completed:.0f}/{task.total:.0f}"),
@@ -157,6 +158,7 @@ def _world(
     seed: int,
     given: dict[str, Distribution],
     like: str | None,
+    traced: pa.Table | None,
 ) -> tuple[World, tuple[BlockCost, ...]]:
     """Return nodes and block costs, from the settings' own data or from a run."""
     import numpy as np
@@ -164,7 +166,8 @@ def _world(
 
     from ray_snake.runtime.forecast import measured_costs
     from ray_snake.runtime.memory_checks import most_demanding
-    from ray_snake.runtime.preflight import check_model, check_shards
+    from ray_snake.runtime.placement import group_nodes
+    from ray_snake.runtime.preflight import check_model, check_settings, check_shards
     from ray_snake.runtime.recipe import Recipe
     from ray_snake.simulation.distribution import Distribution
     from ray_snake.simulation.like import world_like
@@ -173,29 +176,34 @@ def _world(
 
     torch.set_num_threads(config.nodes.threads)
     sources = node_sources(config, None)
+    group_nodes(config.nodes, sources)
     recipe = Recipe(config=config)
     stack = check_model(recipe, nodes=len(sources))
     # Rows of all, where they are the nodes'; else the first shard tells what a row is.
     looked_at = sources if "rows" not in given else sources[:1]
     specs = check_shards(stack, looked_at, recipe.named_task())
+    check_settings(config, specs)
     rows = np.array([one.samples for one in specs])
+    costs: tuple[BlockCost, ...] = ()
     if like is not None:
         if nodes is not None or given:
             raise ConfigError(
                 "--like", "says all of the nodes", "leave out --nodes and what would be drawn"
             )
         world, costs = world_like(like, config, rows)
-        return replace(world, base_bytes=_base_bytes(stack)), costs
-    if "rows" not in given:
-        text = ", ".join(str(one) for one in rows)
-        given = given | {"rows": Distribution.parse("--rows", f"choice({text})")}
-    world = World.draw(nodes or len(sources), seed, given)
-    if not world.bytes_per_second.all():
-        raise ConfigError("--link", "leaves a node 0 bytes per second", "use numbers above 0")
-    if nodes is None and len(rows) == len(world):
-        world = world.with_rows(rows)
+    else:
+        if "rows" not in given:
+            text = ", ".join(str(one) for one in rows)
+            given = given | {"rows": Distribution.parse("--rows", f"choice({text})")}
+        world = World.draw(len(sources) if nodes is None else nodes, seed, given)
+        if not world.bytes_per_second.all():
+            raise ConfigError("--link", "leaves a node 0 bytes per second", "use numbers above 0")
+        if nodes is None and len(rows) == len(world):
+            world = world.with_rows(rows)
+    if traced is not None:
+        world = world.with_trace(traced)
     largest = most_demanding(specs)
-    return replace(world, base_bytes=_base_bytes(stack)), measured_costs(
+    return replace(world, base_bytes=_base_bytes(stack)), costs or measured_costs(
         config, stack, sample_shape=largest.sample_shape, integer_inputs=largest.integer_inputs
     )
 

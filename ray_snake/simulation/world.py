@@ -114,19 +114,20 @@ class World:
             corrections=corrections,
         )
 
-    def with_trace(self, path: str) -> World:
+    def with_trace(self, table: pa.Table) -> World:
         """Return a world with what a table says of each node in place of what was drawn.
 
         Args:
-            path: A CSV or Parquet file with a row for each node and some of `COLUMNS`.
+            table: What `read_trace` returned.
 
         Raises:
-            DataError: If it can't be read, has other columns, or not as many rows as nodes.
+            DataError: If it has not as many rows as there are nodes.
         """
-        table = read_trace(path)
         if len(table) != len(self):
             raise DataError(
-                path, f"has {len(table)} rows for {len(self)} nodes", "give one row for each node"
+                "--trace",
+                f"has {len(table)} rows for {len(self)} nodes",
+                "give one row for each node",
             )
         columns = {name: table[name].to_numpy() for name in table.column_names}
         online = {
@@ -159,8 +160,11 @@ class World:
 def read_trace(path: str) -> pa.Table:
     """Return the table of a trace file, its numbers as 64-bit floats.
 
+    Args:
+        path: A CSV or Parquet file with a row for each node and some of `COLUMNS`.
+
     Raises:
-        DataError: If it can't be read, or has other columns than `COLUMNS`.
+        DataError: If it can't be read, or has other columns or numbers out of range.
     """
     try:
         read = pa.parquet.read_table if Path(path).suffix == ".parquet" else pa.csv.read_csv

@@ -39,6 +39,12 @@ def test_a_plan_that_does_not_fit_a_nodes_memory_says_by_how_much(tmp_path):
     assert "too few for digits/train[0]" in done.stderr
 
 
+def test_a_plan_refuses_settings_for_nodes_that_are_not_there_as_training_does(tmp_path):
+    done = plan(tmp_path, 'nodes.each=[{match="nobody_*", cpus=2}]')
+    assert done.returncode == 2
+    assert "nodes.each[0].match: 'nobody_*' matches none of the nodes" in done.stderr
+
+
 def test_a_plan_shows_the_rows_at_once_that_a_nodes_memory_bears(tmp_path):
     done = plan(tmp_path, "nodes.memory_bytes=700000", "training.micro_batch=auto")
     assert done.returncode == 0

@@ -2,12 +2,14 @@
 
 import json
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from torch import nn
 from workplaces import DIGITS, MODEL, SHORT
 
 from ray_snake.cli.simulate import _base_bytes
+from ray_snake.data import make_table, write_shard
 from ray_snake.engine.stack import BlockStack
 
 CONFIG = MODEL + DIGITS + SHORT
@@ -61,6 +63,11 @@ def test_nodes_pull_the_bases_that_no_file_holds():
             "--online: 1e-9 with --offline 1e9: nodes are there for less than a millionth",
         ),
         (("--trace", "none.csv"), "none.csv"),
+        (("--trace", "none.csv", "--set", "model.name=no:thing"), "none.csv"),
+        (
+            ("--set", 'nodes.each=[{match="nobody_*", cpus=2}]'),
+            "nodes.each[0].match: 'nobody_*' matches none of the nodes",
+        ),
         (("--like", "runs/none"), "runs/none: holds no run (there is no run.json)"),
         (("--like", "runs/none", "--nodes", "3"), "--like: says all of the nodes"),
         (("--link", "0"), "--link: leaves a node 0 bytes per second; use numbers above 0"),
@@ -77,3 +84,16 @@ def test_what_can_not_be_simulated_is_refused_in_one_line(workplace, options, wo
     assert done.returncode == 2
     (line,) = done.stderr.strip().splitlines()
     assert words in line
+
+
+def test_what_training_refuses_of_the_rows_is_refused(workplace):
+    rows = make_table(np.zeros((8, 4), dtype=np.float32), np.zeros(8, dtype=np.int64))
+    write_shard(workplace.folder / "flat.arrow", rows)
+    config = workplace.write(
+        '[model]\nname = "mlp"\noptions = { inputs = 4, classes = 2 }\n'
+        '[data]\nshards = ["flat.arrow"]\n[augmentation]\nflip = true\n'
+    )
+    done = workplace.call_forked("simulate", config)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "augmentation.flip: True is for pictures" in line

@@ -23,7 +23,7 @@ from ray_snake.planning.cost import BlockCost
 from ray_snake.planning.strategy import make_strategy
 from ray_snake.simulation.distribution import Distribution
 from ray_snake.simulation.simulator import Simulator
-from ray_snake.simulation.world import World
+from ray_snake.simulation.world import World, read_trace
 
 BLOCKS = 6
 SPANS = 3
@@ -263,7 +263,7 @@ def test_a_trace_gives_each_node_its_own(tmp_path):
     path = tmp_path / "nodes.csv"
     table = pa.table({"pace": [1.0, 2.0, 4.0], "rows": [100, 200, 300]})
     pa.csv.write_csv(table, path)
-    traced = world(nodes=3).with_trace(str(path))
+    traced = world(nodes=3).with_trace(read_trace(str(path)))
     assert traced.pace.tolist() == [1.0, 2.0, 4.0]
     assert traced.rows.tolist() == [100, 200, 300]
     assert traced.latency_seconds.tolist() == [0.0] * 3
@@ -285,12 +285,12 @@ def test_a_trace_that_does_not_fit_is_refused(tmp_path, columns, words):
     path = tmp_path / "nodes.csv"
     pa.csv.write_csv(pa.table(columns), path)
     with pytest.raises(DataError, match=words):
-        world(nodes=3).with_trace(str(path))
+        world(nodes=3).with_trace(read_trace(str(path)))
 
 
 def test_a_trace_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"nodes\.csv"):
-        world(nodes=3).with_trace(str(tmp_path / "nodes.csv"))
+        read_trace(str(tmp_path / "nodes.csv"))
 
 
 def test_more_draws_of_one_quantity_move_no_other():

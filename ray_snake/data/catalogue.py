@@ -13,7 +13,7 @@ from ray_snake.archive import Report, cached_archive
 from ray_snake.data.corpora import Reviews, Shakespeare
 from ray_snake.data.fetchable import DataSet, Files
 from ray_snake.data.pictures import Cifar10, Mnist
-from ray_snake.data.shards import write_shard
+from ray_snake.data.shards import WRITE_SECONDS, ipc_bytes
 from ray_snake.errors import DataError
 from ray_snake.storage import Storage
 
@@ -44,13 +44,12 @@ def fetch(
     if name not in CATALOGUE:
         raise DataError(name, "is not in the catalogue", f"known: {', '.join(CATALOGUE)}")
     data_set = CATALOGUE[name]
-    Storage(out).check_writable()
+    folder = Storage(out, timeout_seconds=WRITE_SECONDS)
+    folder.check_writable()
     path = cached_archive(data_set.archive, report) if local is None else Path(local).expanduser()
-    report(f"reading {path}")
     tables = data_set.tables(Files(path))
+    report(f"read {path}")
     for part, table in tables.items():
-        base, mark, query = out.partition("?") if "://" in out else (out, "", "")
-        target = f"{base.rstrip('/')}/{part}.arrow{mark}{query}"
-        write_shard(target, table)
-        report(f"wrote {table.num_rows:,} rows to {base.rstrip('/')}/{part}.arrow")
+        folder.write(f"{part}.arrow", memoryview(ipc_bytes(table)))
+        report(f"wrote {table.num_rows:,} rows to {folder.shown_uri}/{part}.arrow")
     return {part: table.num_rows for part, table in tables.items()}

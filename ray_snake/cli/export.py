@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 
 import click
 
+from ray_snake.aside import written_aside
 from ray_snake.cli.options import LocalPath, check_new
 from ray_snake.errors import ConfigError
 
@@ -39,7 +38,6 @@ def export(run: str, form: str, out: Path) -> None:
     folder = RunFolder.open(run)
     folder.refuse_custom_model()
     model = load_model(folder, Recipe(config=folder.config))
-    unfinished = out.with_name(f".{out.name}.{os.getpid()}")
     if form == "hf":
         from ray_snake.models.huggingface import TransformerBlocks
 
@@ -49,25 +47,18 @@ def export(run: str, form: str, out: Path) -> None:
                 f"the run's model is {folder.config.model.name!r}, none of transformers",
                 "choose safetensors or torch",
             )
-        try:
+        with written_aside(out) as unfinished:
             model.save_pretrained(unfinished)
-            unfinished.rename(out)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
-        click.echo(f"wrote {out}", err=True)
-        return
-    weights = model.state_dict()
-    try:
-        if form == "torch":
-            import torch
+    elif form == "torch":
+        import torch
 
-            torch.save(weights, unfinished)
-        else:
-            from safetensors.torch import save_file
+        with written_aside(out) as unfinished:
+            torch.save(model.state_dict(), unfinished)
+    else:
+        from safetensors.torch import save_file
 
-            # Weights that are tied are written once for each of their names.
-            save_file({name: one.clone() for name, one in weights.items()}, unfinished)
-        unfinished.replace(out)
-    finally:
-        unfinished.unlink(missing_ok=True)
+        # Weights that are tied are written once for each of their names.
+        weights = {name: one.clone() for name, one in model.state_dict().items()}
+        with written_aside(out) as unfinished:
+            save_file(weights, unfinished)
     click.echo(f"wrote {out}", err=True)

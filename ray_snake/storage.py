@@ -179,9 +179,9 @@ class Storage:
         """Return the sorted names of the files directly in a folder; none when it is missing."""
         return self._entries(folder, fs.FileType.File)
 
-    def folders(self, folder: str = "") -> Names:
-        """Return the sorted names of the folders directly in a folder; none when missing."""
-        return self._entries(folder, fs.FileType.Directory)
+    def folders(self) -> Names:
+        """Return the sorted names of the folders directly in this one; none when missing."""
+        return self._entries("", fs.FileType.Directory)
 
     def delete(self, name: str) -> None:
         """Delete a file; one that is already gone is fine.
@@ -219,22 +219,6 @@ class Storage:
 
         if self.is_local:
             self._bounded("delete unfinished files in", clear)
-
-    def modified(self, name: str) -> float:
-        """Return when a file was last written (Unix time in seconds).
-
-        Raises:
-            StorageError: If it is missing.
-        """
-        path = self._path(name)
-
-        def modified() -> float:
-            info = self._connected().get_file_info(path)
-            if info.type == fs.FileType.NotFound:
-                raise FileNotFoundError(path)
-            return float(info.mtime.timestamp())
-
-        return self._bounded(f"look at {name} in", modified)
 
     def open(self, name: str) -> pa.NativeFile:
         """Return a file opened for random access; memory-mapped when local.
@@ -350,12 +334,11 @@ class Storage:
         return StorageError(self.shown_uri, f"could not {action} this location ({problem})", remedy)
 
 
-def open_file(uri: str | os.PathLike[str], *, timeout_seconds: float = 60.0) -> pa.NativeFile:
+def open_file(uri: str | os.PathLike[str]) -> pa.NativeFile:
     """Open one file for random access from any location that `Storage` knows.
 
     Args:
         uri: The file: a local path or a URI.
-        timeout_seconds: How long opening it, and each later request, may take.
 
     Returns:
         A seekable pyarrow file; memory-mapped when local.
@@ -364,7 +347,7 @@ def open_file(uri: str | os.PathLike[str], *, timeout_seconds: float = 60.0) -> 
         StorageError: If it is missing or can't be opened.
     """
     folder, name = split_uri(uri)
-    return Storage(folder, timeout_seconds=timeout_seconds).open(name)
+    return Storage(folder).open(name)
 
 
 def split_uri(uri: str | os.PathLike[str]) -> tuple[str, str]:

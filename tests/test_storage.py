@@ -123,20 +123,11 @@ def test_deleting_twice_is_fine(storage):
     assert not storage.exists("x")
 
 
-def test_modified_is_the_time_of_writing(storage):
-    before = time.time()
-    storage.write("x", b"1")
-
-    assert before - 2 <= storage.modified("x") <= time.time() + 2
-
-
 def test_missing_file_is_an_error_that_names_the_location(storage):
     with pytest.raises(StorageError, match=r"could not read nothing.bin from .*no such file") as e:
         storage.read("nothing.bin")
 
     assert e.value.subject == storage.shown_uri
-    with pytest.raises(StorageError, match="no such file"):
-        storage.modified("nothing.bin")
 
 
 def test_open_file_reads_at_any_position(storage):

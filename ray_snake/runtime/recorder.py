@@ -28,6 +28,8 @@ from ray_snake.runtime.records import (
     VisitRecord,
 )
 
+BACKLOG = 4
+"""How many things may wait before whoever adds one more waits too."""
 HOLD_SECONDS = 1.0
 """How long a visit's blocks may wait for the next visit to be under way before they are stored."""
 COUNTERS_SECONDS = 12.0
@@ -51,7 +53,6 @@ class Recorder:
         wholes: The whole blocks that are there already, by block and version.
         on_whole: Told (block, version, ref) of each that was decoded since.
         mean: The visits whose versions stay until the run's end, for the mean; none: no visit's.
-        backlog: How many things may wait before `add` waits too.
     """
 
     def __init__(
@@ -65,7 +66,6 @@ class Recorder:
         wholes: Mapping[BlockVersion, Ref],
         on_whole: Callable[[int, int, Ref], None],
         mean: range | None = None,
-        backlog: int = 4,
     ) -> None:
         self._engine = engine
         self._claim = claim
@@ -77,7 +77,6 @@ class Recorder:
         self._wholes = dict(wholes)
         self._on_whole = on_whole
         self._mean = mean
-        self._backlog = backlog
         self._pending: list[asyncio.Task[None]] = []
         self._hold_over = asyncio.Event()
         self._hold_over.set()
@@ -326,7 +325,7 @@ class Recorder:
 
     async def _add(self, work: Callable[[], Awaitable[None]]) -> None:
         self._queue(work)
-        if len(self._pending) > self._backlog + 1:
+        if len(self._pending) > BACKLOG + 1:
             self.go_on()
             await self._pending[0]
 

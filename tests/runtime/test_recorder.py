@@ -11,7 +11,7 @@ from ray_snake.runtime.claim import Claim
 from ray_snake.runtime.events import Evaluated, VisitDecided
 from ray_snake.runtime.handles import BlocksLostError, ProcessLostError
 from ray_snake.runtime.journal import Journal
-from ray_snake.runtime.recorder import Recorder
+from ray_snake.runtime.recorder import BACKLOG, Recorder
 from ray_snake.runtime.records import BlockRecord, TrafficRecord, Transfer, VisitRecord
 from ray_snake.storage import Storage
 
@@ -368,22 +368,27 @@ def test_a_refused_append_surfaces(cluster, storage, tmp_path):
 
 
 def test_a_full_backlog_holds_up_the_driver(cluster, storage):
+    most = BACKLOG + 1
+
     async def scenario():
         cluster.store_gate = asyncio.Event()
-        recorder = make(cluster, storage, backlog=1)
-        await recorder.visit(record(1), {0: block(1)}, anchors=None)
-        await recorder.visit(record(2), {0: block(2)}, anchors=None)
-        third = asyncio.create_task(recorder.visit(record(3), {0: block(3)}, anchors=None))
+        recorder = make(cluster, storage)
+        # One is at work beside those that wait.
+        for number in range(1, most + 1):
+            await recorder.visit(record(number), {0: block(number)}, anchors=None)
+        further = asyncio.create_task(
+            recorder.visit(record(most + 1), {0: block(most + 1)}, anchors=None)
+        )
         for _ in range(20):
             await asyncio.sleep(0)
-        held_up = not third.done()
+        held_up = not further.done()
         cluster.store_gate.set()
-        await third
+        await further
         await recorder.drain()
         return held_up
 
     assert run(scenario())
-    assert [one.visit for one in Journal(storage).visits] == [1, 2, 3]
+    assert [one.visit for one in Journal(storage).visits] == [*range(1, most + 2)]
 
 
 def test_close_drops_what_waits_and_outlives_a_running_append(cluster, tmp_path):

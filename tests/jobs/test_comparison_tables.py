@@ -46,6 +46,12 @@ def test_there_is_a_picture_for_each_norm_and_the_snake_is_in_that_of_its_rivals
     assert all(f"](small-iid-{one}.png)" in page for one in pictures)
 
 
+def test_a_snake_of_another_norm_alone_is_compared_with_its_rivals_only(tmp_path):
+    rows = [row(name, norm="group") for name in ("fedavg", "snake")]
+    write_results(rows, tmp_path, name="paper", made_by="")
+    assert [file.name for file in tmp_path.glob("*.png")] == ["paper-iid-rivals-group.png"]
+
+
 def test_what_stands_above_the_mark_is_kept(tmp_path):
     for made_by in ("the first time", "the second time"):
         write_results([row("snake")], tmp_path, name="small", made_by=made_by)

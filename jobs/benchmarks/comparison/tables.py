@@ -68,7 +68,7 @@ def _pictures(rows: Sequence[Row]) -> dict[str, list[Row]]:
         if rivals := [row for row in own if row not in snakes]:
             pictures[f"rivals{end}"] = [*rivals, *last]
         others = [row for row in own if row in snakes]
-        if not end:
+        if last and not end:
             others += [row for row in default if row["norm"] != norm]
         if others:
             pictures[f"snakes{end}"] = [*others, *last]

@@ -110,11 +110,10 @@ class Features:
         last = self._stack.scoring
         if keeps:
             self._cache = self._new_cache()
-        for inputs, targets in self._loaded():
+        for inputs in self._loaded(keeps_targets=keeps):
             features = self._stack(inputs, 0, self.first)
             if self._cache is not None:
                 self._cache.append(features)
-                self._targets.append(targets)
             if self._objective.needs_teacher:
                 self._keep(self._head.keep(self._stack(features, self.first, last)))
 
@@ -134,8 +133,8 @@ class Features:
                 self._cache = inputs
             made = spare or self._new_cache()
             with self._frozen.present(self._stack.block_of(stage)):
-                for x, targets in self._loaded() if inputs is None else self._parts(inputs):
-                    self._targets.append(targets)
+                whole = self._loaded(keeps_targets=True) if inputs is None else self._parts(inputs)
+                for x in whole:
                     if stage == last:
                         self._keep(self._head.keep(x))
                     else:
@@ -147,23 +146,22 @@ class Features:
         if self._cache is None and self.first > 0:
             self._cache = inputs
 
-    def _loaded(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the inputs of all entries in batches, and the targets of the first draw's."""
+    def _loaded(self, *, keeps_targets: bool) -> Iterator[Tensor]:
+        """Yield the inputs of all entries in batches; maybe keep the targets."""
         for draw in range(self._augmentation.draws):
             for rows in in_order(len(self._samples), self._batch_size):
                 inputs, targets = self._load(rows, draw)
-                yield inputs, targets if draw == 0 else targets[:0]
+                if keeps_targets and draw == 0:
+                    self._targets.append(targets)
+                yield inputs
 
-    def _parts(self, outputs: RowCache) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the same batches of what a block made of them, and no targets."""
+    def _parts(self, outputs: RowCache) -> Iterator[Tensor]:
+        """Yield the same batches of what a block made of them."""
         count = len(self._samples)
         for draw in range(self._augmentation.draws):
             for rows in in_order(count, self._batch_size):
                 start, stop = (draw * count + int(one) for one in (rows[0], rows[-1] + 1))
-                yield (
-                    outputs.part(start, stop, self._device),
-                    self._targets.part(0, 0, self._device),
-                )
+                yield outputs.part(start, stop, self._device)
 
     def _new_cache(self) -> RowCache:
         return RowCache(self._entries, limit_bytes=self._cache_bytes)

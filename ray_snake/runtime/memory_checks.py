@@ -144,15 +144,13 @@ def fit_joining(
     Args:
         config: The run's settings.
         node: The node, checked.
-        costs: What each block costs; empty: nobody has a limit.
+        costs: What each block costs.
         entry: Where it joins.
         own: A user's own classes; none: what the settings name.
 
     Raises:
         ConfigError: If there is no way: see `fit_nodes`.
     """
-    if not costs:
-        return node
     course = _Course(len(costs), own, nodes=entry.node + 1, entry=entry)
     fit = _fit(config, node, course.visits(config)[entry.node], costs)
     if fit is not None and fit.lacking_bytes:

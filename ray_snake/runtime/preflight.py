@@ -14,9 +14,8 @@ from ray_snake.config import SnakeConfig
 from ray_snake.data import ShardSource
 from ray_snake.errors import ConfigError, DataError
 from ray_snake.extensions import import_path, is_ours
-from ray_snake.planning.blocks import BlockCost
 from ray_snake.planning.strategy import make_strategy
-from ray_snake.runtime.memory_checks import Entry, fit_joining, known_costs
+from ray_snake.runtime.memory_checks import Entry, fit_joining, has_limits
 from ray_snake.runtime.messages import NodeSpec
 from ray_snake.runtime.recipe import Recipe
 from ray_snake.runtime.shard_checks import ShardFacts, check_shard, shard_facts
@@ -242,24 +241,20 @@ def check_joining(recipe: Recipe, source: ShardSource, entry: Entry) -> NodeSpec
     def classes(facts: ShardFacts, name: str) -> int | None:
         return classes_for(recipe.skeleton(), facts, name, recipe.named_task())
 
-    def measure(
-        sample_shape: tuple[int, ...], integer_inputs: bool, timed: bool
-    ) -> tuple[BlockCost, ...]:
-        from ray_snake.runtime.forecast import measured_costs
-
-        del timed  # Of its speed nothing is asked before it was seen at work.
-        return measured_costs(
-            config,
-            recipe.skeleton(),
-            sample_shape=sample_shape,
-            integer_inputs=integer_inputs,
-            timed=False,
-        )
-
     config = recipe.config
     (spec,) = check_nodes(classes, [source], _here)
     check_settings(config, [spec])
-    costs = known_costs(config, [spec], measure)
+    if not has_limits(config):
+        return spec
+    from ray_snake.runtime.forecast import measured_costs
+
+    costs = measured_costs(
+        config,
+        recipe.skeleton(),
+        sample_shape=spec.sample_shape,
+        integer_inputs=spec.integer_inputs,
+        timed=False,
+    )
     return fit_joining(config, spec, costs, entry, recipe.own)
 
 

@@ -213,7 +213,7 @@ def test_a_node_that_joins_trains_so_that_it_fits():
     late = fit_joining(config(40_000), LATE, COSTS, FIFTH)
     assert late.training == first.training
     assert late.training.micro_batch < 32
-    assert fit_joining(config(), LATE, (), FIFTH) == LATE
+    assert fit_joining(config(micro_batch=32), LATE, COSTS, FIFTH) == LATE
 
 
 def test_a_node_that_joins_and_fits_in_no_way_is_told_how_much_it_lacks():

@@ -30,7 +30,7 @@ from ray_snake.planning.cost import predict_visit
 from ray_snake.planning.strategy import make_strategy
 from ray_snake.runtime.journal import read_records
 from ray_snake.runtime.recipe import Recipe
-from ray_snake.runtime.records import EvaluationRecord, VisitRecord
+from ray_snake.runtime.records import EvaluationRecord, JournalRecord, VisitRecord
 from ray_snake.storage import Storage
 from ray_snake.trainer import Result
 
@@ -128,8 +128,8 @@ def _train(
     result = SnakeTrainer(
         nodes=list(nodes), config=config, storage=runs, name=name, resume=known, progress=False
     ).fit()
-    curve = _curve(result)
-    visits = [one for one in read_records(Storage(result.run)) if isinstance(one, VisitRecord)]
+    records = read_records(Storage(result.run))
+    curve = _curve(records)
     row = {
         "strategy": cell.variant.name,
         "norm": cell.norm,
@@ -139,7 +139,9 @@ def _train(
         "samples": curve[-1]["samples"],
         "bytes": result.summary["bytes_moved"],
         "bytes_with_copies": sum(
-            one.bytes_pulled + one.bytes_returned + one.exchanged_bytes for one in visits
+            one.bytes_pulled + one.bytes_returned + one.exchanged_bytes
+            for one in records
+            if isinstance(one, VisitRecord)
         ),
         "serial_steps": curve[-1]["serial_steps"],
         "seconds": result.summary["seconds"],
@@ -159,12 +161,12 @@ def _train(
     }
 
 
-def _curve(result: Result) -> list[dict[str, Any]]:
+def _curve(records: Sequence[JournalRecord]) -> list[dict[str, Any]]:
     """Return what was seen, moved and stepped up to each evaluation, with its accuracy."""
     points = []
     samples = bytes_moved = serial = 0
     round_steps: list[int] = []
-    for record in read_records(Storage(result.run)):
+    for record in records:
         if isinstance(record, VisitRecord):
             samples += record.samples
             bytes_moved += record.bytes_moved

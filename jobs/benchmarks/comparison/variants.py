@@ -14,6 +14,7 @@ SHARED = {"shares_activations": True}
 KEPT = {"logit_adjustment": 1.0, "distillation": 0.1}
 # He et al. (2016), arXiv:1512.03385, for CIFAR-10.
 AUGMENTED = {"flip": True, "crop": 4}
+FOUR_PASSES = {"epochs": 4}
 _BATCH = {"model": {"options": {"norm": "batch"}}}
 # The first is the default: FixBN (Zhong et al. 2023, arXiv:2303.06530), BatchNorm whose statistics
 # stay as they are after a third of the trips.
@@ -58,23 +59,17 @@ class Variant:
         return self.like or ("snake" if self.ablates else self.name)
 
 
-def _fedavg(
+def _rival(
     name: str,
+    strategy: str,
     *,
-    trips: int | None = None,
-    epochs: int = 1,
-    augmentation: Mapping[str, Any] | None = None,
+    like: str = "",
+    pooled: bool = False,
+    **sections: Any,  # noqa: ANN401 - settings of any type
 ) -> Variant:
-    """Return FedAvg with logit adjustment, with other rounds or passes over the rows."""
-    settings: dict[str, Any] = {
-        "strategy": "fedavg",
-        "loss": ADJUSTED,
-        "training": {"epochs": epochs},
-        "augmentation": augmentation or {},
-    }
-    if trips is not None:
-        settings["snake"] = {"trips": trips}
-    return Variant(name=name, settings=settings, like="fedavg+la", partitions=HEADLINE)
+    """Return a rival on the most skewed partition alone, with logit adjustment unless told."""
+    settings = {"strategy": strategy, "loss": ADJUSTED, **sections}
+    return Variant(name=name, settings=settings, like=like, pooled=pooled, partitions=HEADLINE)
 
 
 RIVALS = (
@@ -105,82 +100,61 @@ RIVALS = (
     ),
     # Beside `snake-equal-bytes-flip-crop`. The whole model goes from node to node as often as
     # FedAvg's bytes pay for.
-    Variant(
-        name="cyclic-equal-bytes+la+kd+flip-crop",
-        settings={
-            "strategy": "cyclic",
-            "loss": KEPT,
-            "augmentation": AUGMENTED,
-            "snake": {"trips": 27},
-        },
-        partitions=HEADLINE,
+    _rival(
+        "cyclic-equal-bytes+la+kd+flip-crop",
+        "cyclic",
+        loss=KEPT,
+        augmentation=AUGMENTED,
+        snake={"trips": 27},
     ),
-    Variant(
-        name="centralised+flip-crop",
-        settings={"strategy": "centralised", "loss": PLAIN, "augmentation": AUGMENTED},
-        pooled=True,
-        partitions=HEADLINE,
-    ),
-    Variant(
-        name="fedavg+flip-crop",
-        settings={"strategy": "fedavg", "loss": PLAIN, "augmentation": AUGMENTED},
-        partitions=HEADLINE,
-    ),
+    _rival("centralised+flip-crop", "centralised", pooled=True, loss=PLAIN, augmentation=AUGMENTED),
+    _rival("fedavg+flip-crop", "fedavg", loss=PLAIN, augmentation=AUGMENTED),
     # With about the snake's bytes, each with a schedule of its own.
-    Variant(
-        name="cyclic-6-trips+la+kd",
-        settings={"strategy": "cyclic", "loss": KEPT, "snake": {"trips": 6}},
-        like="cyclic+la+kd",
-        partitions=HEADLINE,
-    ),
-    _fedavg("fedavg-3-rounds+la", trips=3),
+    _rival("cyclic-6-trips+la+kd", "cyclic", like="cyclic+la+kd", loss=KEPT, snake={"trips": 6}),
+    _rival("fedavg-3-rounds+la", "fedavg", like="fedavg+la", snake={"trips": 3}),
     # With the snake's samples too; with FedAvg's bytes and four times the samples, as
     # `snake-equal-bytes` has; and what those samples give where all of them are on one machine.
-    _fedavg("fedavg-3-rounds-4-epochs+la", trips=3, epochs=4),
-    _fedavg("fedavg-4-epochs+la", epochs=4),
-    _fedavg("fedavg-4-epochs+la+flip-crop", epochs=4, augmentation=AUGMENTED),
-    Variant(
-        name="centralised-48-trips+flip-crop",
-        settings={
-            "strategy": "centralised",
-            "loss": PLAIN,
-            "augmentation": AUGMENTED,
-            "snake": {"trips": 48},
-        },
-        pooled=True,
+    _rival(
+        "fedavg-3-rounds-4-epochs+la",
+        "fedavg",
+        like="fedavg+la",
+        snake={"trips": 3},
+        training=FOUR_PASSES,
+    ),
+    _rival("fedavg-4-epochs+la", "fedavg", like="fedavg+la", training=FOUR_PASSES),
+    _rival(
+        "fedavg-4-epochs+la+flip-crop",
+        "fedavg",
+        like="fedavg+la",
+        training=FOUR_PASSES,
+        augmentation=AUGMENTED,
+    ),
+    _rival(
+        "centralised-48-trips+flip-crop",
+        "centralised",
         like="centralised",
-        partitions=HEADLINE,
+        pooled=True,
+        loss=PLAIN,
+        augmentation=AUGMENTED,
+        snake={"trips": 48},
     ),
     # Closer to their authors' code: FedPart's rate stays, FedCyBGD's classifier always trains.
-    Variant(
-        name="fedpart-constant+la",
-        settings={
-            "strategy": "fedpart",
-            "loss": ADJUSTED,
-            "baseline": {"full_rounds": 2},
-            "training": {"schedule": "constant"},
-        },
+    _rival(
+        "fedpart-constant+la",
+        "fedpart",
         like="fedpart+la",
-        partitions=HEADLINE,
+        baseline={"full_rounds": 2},
+        training={"schedule": "constant"},
     ),
-    Variant(
-        name="fedpart-22-rounds+la",
-        settings={
-            "strategy": "fedpart",
-            "loss": ADJUSTED,
-            "baseline": {"full_rounds": 2, "block_rounds": 2},
-            "snake": {"trips": 22},
-            "training": {"schedule": "constant"},
-        },
+    _rival(
+        "fedpart-22-rounds+la",
+        "fedpart",
         like="fedpart+la",
-        partitions=HEADLINE,
+        baseline={"full_rounds": 2, "block_rounds": 2},
+        snake={"trips": 22},
+        training={"schedule": "constant"},
     ),
-    Variant(
-        name="fedcybgd-last-block+la",
-        settings={"strategy": "fedcybgd", "loss": ADJUSTED, "baseline": {"train_last": True}},
-        like="fedcybgd+la",
-        partitions=HEADLINE,
-    ),
+    _rival("fedcybgd-last-block+la", "fedcybgd", like="fedcybgd+la", baseline={"train_last": True}),
 )
 
 # Spans of about equal memory. The first two blocks only train in the warm-up: most of what a visit
